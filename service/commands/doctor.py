@@ -79,19 +79,19 @@ def _python() -> Check:
 def _packages() -> Generator[Check, None, bool]:
     """Check the packages that the distribution says it needs; the generator returns whether any is missing."""
     try:
-        needed = [re.split(r"[^\w.-]", line)[0] for line in requires("isthmus") or () if "extra ==" not in line]
+        distributions = [re.split(r"[^\w.-]", line)[0] for line in requires("isthmus") or () if "extra ==" not in line]
     except PackageNotFoundError:
-        needed = ["isthmus"]
-    lacking = [name for name in needed if not _is_installed(name)]
+        distributions = ["isthmus"]
+    lacking = [name for name in distributions if not _is_installed(name)]
     for module, twins in (("faiss", "faiss-cpu or faiss-gpu-cu12"), ("onnxruntime", "onnxruntime or onnxruntime-gpu")):
         if find_spec(module) is None:
             lacking.append(twins)
     if lacking:
-        here = "pip install -c constraints.txt -e ./isthmus_client -e '.[cpu,heif]'"
-        step = f"pip install 'isthmus[cpu,heif]' (or [gpu,heif]; in a checkout: {here})"
+        in_checkout = "pip install -c constraints.txt -e ./isthmus_client -e '.[cpu,heif]'"
+        step = f"pip install 'isthmus[cpu,heif]' (or [gpu,heif]; in a checkout: {in_checkout})"
         yield Check("packages", "missing", ", ".join(lacking), step)
     else:
-        yield Check("packages", "ok", f"all {len(needed) + 2} that serving needs")
+        yield Check("packages", "ok", f"all {len(distributions) + 2} that serving needs")
     return bool(lacking)
 
 
@@ -103,14 +103,14 @@ def _is_installed(distribution: str) -> bool:
 
 def _readers() -> Iterator[Check]:
     """Check the optional packages that read further kinds of files."""
-    for name, module, what, extra in (
+    for name, module, kinds, extra in (
         ("heic", "pillow_heif", "HEIC images", "heif"),
         ("video", "av", "videos, and sounds like AAC, M4A, 3GP and WebM", "video"),
     ):
         if find_spec(module) is None:
-            yield Check(name, "note", f"{what} are refused", f"to read them: pip install 'isthmus[{extra}]'")
+            yield Check(name, "note", f"{kinds} are refused", f"to read them: pip install 'isthmus[{extra}]'")
         else:
-            yield Check(name, "ok", f"{what} are read")
+            yield Check(name, "ok", f"{kinds} are read")
 
 
 def _runtimes() -> Iterator[Check]:
@@ -154,10 +154,10 @@ def _bundle(settings: "Settings") -> Generator[Check, None, "Bundle | None"]:
         if modality not in settings.modalities:
             continue
         if isinstance(manifest.towers[modality].preprocessing, EndpointPreprocessing):
-            told = "is asked at ISTHMUS_ENDPOINT: texts leave this machine"
+            detail = "is asked at ISTHMUS_ENDPOINT: texts leave this machine"
             step = "set ISTHMUS_ENDPOINT to the address of the embedding API"
             yield Check(
-                f"tower.{modality}", "ok" if settings.endpoint else "missing", told, "" if settings.endpoint else step
+                f"tower.{modality}", "ok" if settings.endpoint else "missing", detail, "" if settings.endpoint else step
             )
             continue
         try:
@@ -209,8 +209,8 @@ def _redis(settings: "Settings") -> Check:
     if settings.redis_url is None:
         return Check("redis", "ok", "none is named: the cache is in the process (ISTHMUS_REDIS_URL names one)")
     try:
-        with redis.Redis.from_url(settings.redis_url, socket_timeout=_WAIT_S, socket_connect_timeout=_WAIT_S) as there:
-            number = there.info("server")["redis_version"]
+        with redis.Redis.from_url(settings.redis_url, socket_timeout=_WAIT_S, socket_connect_timeout=_WAIT_S) as client:
+            number = client.info("server")["redis_version"]
     except redis.RedisError:
         step = "start it, or correct ISTHMUS_REDIS_URL; without it everything is served, and nothing cached"
         return Check("redis", "note", "ISTHMUS_REDIS_URL is set, and nothing answers there", step)
@@ -258,11 +258,11 @@ def _memory(bundle: "Bundle") -> Check:
     from service.contract.bundle import MANIFEST
 
     files = sum(file.stat().st_size for file in bundle.path.iterdir() if file.name != MANIFEST)
-    needed = _PROCESS + 2 * files
+    needed_bytes = _PROCESS + 2 * files
     available = next(
         int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
     )
-    detail = f"{available / 1e9:.1f} GB available, about {needed / 1e9:.1f} GB needed before any items"
-    if available < needed:
+    detail = f"{available / 1e9:.1f} GB available, about {needed_bytes / 1e9:.1f} GB needed before any items"
+    if available < needed_bytes:
         return Check("memory", "note", detail, "ISTHMUS_MODALITIES=text,image loads fewer towers")
     return Check("memory", "ok", detail)

@@ -112,10 +112,11 @@ async def load(
     files = _files(folder)
     for file in files:
         _check(parquet, file, manifest)
-    done = _Done(files[0].parent / f".loaded-{hashlib.sha256(f'{place} {collection}'.encode()).hexdigest()[:12]}.json")
+    digest = hashlib.sha256(f"{place} {collection}".encode()).hexdigest()
+    record = _Done(files[0].parent / f".loaded-{digest[:12]}.json")
     items = 0
     for number, file in enumerate(files, start=1):
-        last = done.last(file)
+        last = record.last(file)
         if last is None or not await store.holds(collection, last):
             id = None
             for entries in _batches(parquet, file, manifest, collection):
@@ -124,7 +125,7 @@ async def load(
                 id = entries[-1].id
                 said(Progress(number - 1, len(files), items))
             if id is not None:
-                done.write(file, id)
+                record.write(file, id)
         said(Progress(number, len(files), items))
     return items
 
@@ -175,9 +176,9 @@ def _check(parquet: Any, file: Path, manifest: Manifest) -> None:
         raise LoadError(f"{file} cannot be read as Parquet: {error}") from None
     if missing := {"id", "vector"} - set(schema.names):
         raise LoadError(f"{file} has no column {sorted(missing)[0]}: it has {', '.join(schema.names)}")
-    stated = (schema.metadata or {}).get(b"isthmus.space")
-    if stated is not None:
-        _accepted(file, stated.decode(), manifest)
+    space = (schema.metadata or {}).get(b"isthmus.space")
+    if space is not None:
+        _accepted(file, space.decode(), manifest)
     elif "space" not in schema.names:
         raise LoadError(f"{file} does not say of which space its vectors are: `space` is a column, or isthmus.space")
 
@@ -191,13 +192,13 @@ def _accepted(where: object, space: str | None, manifest: Manifest) -> None:
 
 
 def _batches(parquet: Any, file: Path, manifest: Manifest, collection: str) -> Iterator[list[Entry]]:
-    opened = parquet.ParquetFile(file)
+    source = parquet.ParquetFile(file)
     names = [
-        name for name in ("id", "modality", "vector", "metadata", "text", "space") if name in opened.schema_arrow.names
+        name for name in ("id", "modality", "vector", "metadata", "text", "space") if name in source.schema_arrow.names
     ]
     first = 0
     try:
-        for batch in opened.iter_batches(_BATCH, columns=names):
+        for batch in source.iter_batches(_BATCH, columns=names):
             columns = {name: batch.column(name) for name in names}
             if batch.num_rows:
                 yield _entries(f"{file}, rows {first + 1} to {first + batch.num_rows}", columns, manifest, collection)

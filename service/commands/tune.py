@@ -84,9 +84,9 @@ class _Tried:
         return statistics.median(self.lone)
 
     def figures(self) -> dict[str, Any]:
-        measured = {"per_second": round(self.rate, 1), "lone_ms": round(self.lone_ms, 2)} if self.rates else {}
+        speed = {"per_second": round(self.rate, 1), "lone_ms": round(self.lone_ms, 2)} if self.rates else {}
         gates = {name: round(getattr(self, name), 5) for name in ("cosine", "cosine_lowest", "r1_loss")}
-        return {"modality": self.modality, **asdict(self.choice), **gates, "passes": self.passes, **measured}
+        return {"modality": self.modality, **asdict(self.choice), **gates, "passes": self.passes, **speed}
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,15 @@ def run(
     as_json: bool = False,
 ) -> int:
     settings = read_settings(bundle=starters.chosen(bundle))
-    opened = settings.read_bundle()
+    source = settings.read_bundle()
     try:
-        tried, towers = tune(opened, settings, media, texts, full=full, seconds=seconds)
+        tried, towers = tune(source, settings, media, texts, full=full, seconds=seconds)
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
-    result = Profile(profile.machine(opened), towers, {"tried": [each.figures() for each in tried]})
+    result = Profile(profile.machine(source), towers, {"tried": [trial.figures() for trial in tried]})
     try:
-        path = profile.write(opened, result)
+        path = profile.write(source, result)
     except OSError as error:
         raise SettingsError(f"the profile cannot be written: {error}; XDG_CACHE_HOME names another folder") from None
     print(json.dumps({"profile": str(path), **asdict(result)}) if as_json else f"{path}: `serve` uses it from now on")
@@ -131,28 +131,29 @@ def tune(
     tried: list[_Tried] = []
     towers: dict[Modality, Choice] = {}
     for modality, how in ways.items():
-        own = how.budget(True, None)
+        usual = how.budget(True, None)
         real = modality in given
         inputs = given.get(modality) or _Inputs([how.canary] * 8)
         say(f"{modality}: {len(inputs.prepared)} real inputs" if real else f"{modality}: none given, so nothing that "
             "changes its vectors is tried (--media, --texts)")  # fmt: skip
-        gated = [each for each in _gated(bundle, modality, how, inputs, own, full=full, real=real) if each[0].passes]
-        tried += [each for each, _ in gated]
-        _measure(how, inputs, own, gated, seconds)
-        best = max((each for each, _ in gated), key=lambda each: each.rate)
+        trials = _gated(bundle, modality, how, inputs, usual, full=full, real=real)
+        gated = [(trial, tower) for trial, tower in trials if trial.passes]
+        tried += [trial for trial, _ in gated]
+        _measure(how, inputs, usual, gated, seconds)
+        best = max((trial for trial, _ in gated), key=lambda trial: trial.rate)
         shaped = [
-            (replace(best, choice=choice, rates=[], lone=[]), tower) for choice, tower in _shapes(bundle, best, own)
+            (replace(best, choice=choice, rates=[], lone=[]), tower) for choice, tower in _shapes(bundle, best, usual)
         ]
-        _measure(how, inputs, own, shaped, seconds)
-        tried += [each for each, _ in shaped]
-        quick = [each for each, _ in shaped if each.rate >= _CLOSE * max(other.rate for other, _ in shaped)]
-        towers[modality] = min(quick, key=lambda each: each.lone_ms).choice
+        _measure(how, inputs, usual, shaped, seconds)
+        tried += [trial for trial, _ in shaped]
+        quick = [trial for trial, _ in shaped if trial.rate >= _CLOSE * max(rival.rate for rival, _ in shaped)]
+        towers[modality] = min(quick, key=lambda trial: trial.lone_ms).choice
         say(f"{modality}: {_named(towers[modality])}")
     return tried, towers
 
 
 def _gated(
-    bundle: Bundle, modality: Modality, how: Handling, inputs: _Inputs, own: Budget, *, full: bool, real: bool
+    bundle: Bundle, modality: Modality, how: Handling, inputs: _Inputs, usual: Budget, *, full: bool, real: bool
 ) -> Iterator[tuple[_Tried, Tower]]:
     """Yield every runtime and precision that is here, with the outcome of its gates; the tower's own comes first."""
     described = bundle.manifest.towers[modality]
@@ -168,7 +169,7 @@ def _gated(
         exact = precision == described.precision
         if (full and precision in ("int8", "fp16") and not exact) or not (exact or real):
             continue
-        tried = _Tried(modality, Choice(runtime, precision, 1, lanes, own.limit))
+        tried = _Tried(modality, Choice(runtime, precision, 1, lanes, usual.limit))
         try:
             tower = Tower(bundle, modality, "cpu", 1, choice=tried.choice)
             vectors = _vectors(tower, how, inputs.prepared)
@@ -190,10 +191,11 @@ def _gated(
         yield tried, tower
 
 
-def _shapes(bundle: Bundle, best: _Tried, own: Budget) -> Iterator[tuple[Choice, Tower]]:
+def _shapes(bundle: Bundle, best: _Tried, usual: Budget) -> Iterator[tuple[Choice, Tower]]:
     """Yield lanes × threads × batch of what was fastest."""
     cores = len(os.sched_getaffinity(0))
-    limits = [own.limit] if best.modality == "audio" else [own.limit // 4, own.limit // 2, own.limit, 2 * own.limit]
+    limit = usual.limit
+    limits = [limit] if best.modality == "audio" else [limit // 4, limit // 2, limit, 2 * limit]
     for lanes in (lanes for lanes in range(1, min(cores, _MOST_LANES) + 1) if cores % lanes == 0):
         choice = replace(best.choice, lanes=lanes, threads=cores // lanes)
         tower = Tower(bundle, best.modality, "cpu", 1, choice=choice)
@@ -201,21 +203,21 @@ def _shapes(bundle: Bundle, best: _Tried, own: Budget) -> Iterator[tuple[Choice,
 
 
 def _measure(
-    how: Handling, inputs: _Inputs, own: Budget, contenders: Sequence[tuple[_Tried, Tower]], seconds: float
+    how: Handling, inputs: _Inputs, usual: Budget, contenders: Sequence[tuple[_Tried, Tower]], seconds: float
 ) -> None:
     """Measure the rates and times of contenders, which take turns."""
     timed = inputs.prepared[: _MOST_INPUTS if contenders[0][0].modality == "text" else _MEDIA_TIMED]
     calls = {
-        batch: [(how.collate(values), len(values)) for values in _drawn(timed, replace(own, limit=batch))]
-        for batch in {each.choice.batch for each, _ in contenders}
+        batch: [(how.collate(values), len(values)) for values in _drawn(timed, replace(usual, limit=batch))]
+        for batch in {trial.choice.batch for trial, _ in contenders}
     }
     single = how.collate([inputs.prepared[len(inputs.prepared) // 2].value])
     for turn in range(_ROUNDS):
-        for each, tower in contenders if turn % 2 == 0 else reversed(contenders):
-            each.rates.append(_rate(tower, calls[each.choice.batch], each.choice.lanes, seconds))
-            each.lone.append(_lone_ms(tower, single, seconds / 4))
-    for each, _ in contenders:
-        say(f"  {_named(each.choice)}: {each.rate:,.1f} a second, {each.lone_ms:.2f} ms alone")
+        for trial, tower in contenders if turn % 2 == 0 else reversed(contenders):
+            trial.rates.append(_rate(tower, calls[trial.choice.batch], trial.choice.lanes, seconds))
+            trial.lone.append(_lone_ms(tower, single, seconds / 4))
+    for trial, _ in contenders:
+        say(f"  {_named(trial.choice)}: {trial.rate:,.1f} a second, {trial.lone_ms:.2f} ms alone")
 
 
 def _drawn(inputs: Sequence[Prepared], budget: Budget) -> list[list[Any]]:
@@ -228,48 +230,48 @@ def _drawn(inputs: Sequence[Prepared], budget: Budget) -> list[list[Any]]:
 def _calls(inputs: Sequence[Prepared], budget: Budget) -> list[list[Any]]:
     """Split inputs, by size, into calls as the batcher does."""
     calls: list[list[Prepared]] = []
-    for given in sorted(inputs, key=lambda given: given.size):
-        sizes = [other.size for other in calls[-1]] + [given.size] if calls else []
+    for input in sorted(inputs, key=lambda input: input.size):
+        sizes = [member.size for member in calls[-1]] + [input.size] if calls else []
         fits = sizes and budget.cost(len(sizes), sum(sizes), max(sizes)) <= budget.limit
         if fits and budget.together(len(sizes), sum(sizes), min(sizes), max(sizes)):
-            calls[-1].append(given)
+            calls[-1].append(input)
         else:
-            calls.append([given])
-    return [[given.value for given in call] for call in calls]
+            calls.append([input])
+    return [[input.value for input in call] for call in calls]
 
 
 def _rate(tower: Tower, calls: Sequence[tuple[Arrays, int]], lanes: int, seconds: float) -> float:
     """Return the inputs per second, with as many threads as lanes."""
-    upcoming, done = itertools.cycle(calls), [0] * lanes
+    upcoming, counts = itertools.cycle(calls), [0] * lanes
     began = time.perf_counter()
 
     def work(lane: int) -> None:
         while time.perf_counter() < began + seconds:
             arrays, count = next(upcoming)  # of a cycle: atomic
             tower.run(arrays)
-            done[lane] += count
+            counts[lane] += count
 
     threads = [threading.Thread(target=work, args=(lane,)) for lane in range(lanes)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(done) / (time.perf_counter() - began)
+    return sum(counts) / (time.perf_counter() - began)
 
 
 def _lone_ms(tower: Tower, arrays: Arrays, seconds: float) -> float:
-    taken: list[float] = []
+    times_s: list[float] = []
     began = time.perf_counter()
-    while not taken or time.perf_counter() < began + seconds:
-        started = time.perf_counter()
+    while not times_s or time.perf_counter() < began + seconds:
+        start_s = time.perf_counter()
         tower.run(arrays)
-        taken.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(taken)
+        times_s.append(time.perf_counter() - start_s)
+    return 1e3 * statistics.median(times_s)
 
 
 def _vectors(tower: Tower, how: Handling, inputs: Sequence[Prepared]) -> Vectors:
     """Return unit vectors, each of a call of its own: what stands beside an input must not be what differs."""
-    return np.concatenate([tower.run(how.collate([given.value])) for given in inputs])
+    return np.concatenate([tower.run(how.collate([input.value])) for input in inputs])
 
 
 def _r1(vectors: Vectors, partners: Vectors) -> float:
@@ -286,25 +288,25 @@ def _read(
     Raises SettingsError where none can be read.
     """
     lines, names = _lines(bundle, texts)
-    given: dict[Modality, list[Prepared]] = {"text": _prepared(ways, map(Text, lines), strict=bool(names))}
+    by_kind: dict[Modality, list[Prepared]] = {"text": _prepared(ways, map(Text, lines), strict=bool(names))}
     if media is not None:
         files = [media / name for name in names] or sorted(path for path in media.rglob("*") if path.is_file())
         for kind in _MEDIA:
-            own = (Media(kind, path.read_bytes()) for path in files if _kind(path) == kind)
-            given[kind] = _prepared(ways, own, strict=bool(names))
-        if not any(given[kind] for kind in _MEDIA):
+            media_of_kind = (Media(kind, path.read_bytes()) for path in files if _kind(path) == kind)
+            by_kind[kind] = _prepared(ways, media_of_kind, strict=bool(names))
+        if not any(by_kind[kind] for kind in _MEDIA):
             raise SettingsError(f"--media {media}: it holds no image and no sound that can be read")
-    inputs = {modality: _Inputs(prepared) for modality, prepared in given.items() if prepared}
+    inputs = {modality: _Inputs(items) for modality, items in by_kind.items() if items}
     kinds = {_kind(Path(name)) for name in names}
     if media is not None and len(kinds) == 1 and len(inputs) == 2:  # texts, and the media that they are of
         pair: tuple[Modality, Modality] = (kinds.pop(), "text")
         vectors = {
             side: _vectors(
-                Tower(bundle, side, "cpu", 0, bundle.manifest.towers[side].precision), ways[side], given[side]
+                Tower(bundle, side, "cpu", 0, bundle.manifest.towers[side].precision), ways[side], by_kind[side]
             )
             for side in pair
         }
-        return {pair[0]: _Inputs(given[pair[0]], vectors["text"]), "text": _Inputs(given["text"], vectors[pair[0]])}
+        return {pair[0]: _Inputs(by_kind[pair[0]], vectors["text"]), "text": _Inputs(by_kind["text"], vectors[pair[0]])}
     return inputs
 
 
@@ -315,15 +317,15 @@ def _kind(path: Path) -> Literal["image", "audio"]:
 def _prepared(ways: Mapping[Modality, Handling], inputs: Iterable[Media | Text], *, strict: bool) -> list[Prepared]:
     """Prepare the first inputs; `strict`: each must be readable, else it is left out. Raises SettingsError."""
     prepared: list[Prepared] = []
-    for given in inputs:
-        way = ways.get(modality_of(given))
+    for input in inputs:
+        way = ways.get(modality_of(input))
         if way is None or len(prepared) == _MOST_INPUTS:
             break
         try:
-            prepared.append(way.prepare(given))
+            prepared.append(way.prepare(input))
         except InputError as error:
             if strict:
-                raise SettingsError(f"--texts: the {modality_of(given)} of pair {len(prepared)}: {error}") from None
+                raise SettingsError(f"--texts: the {modality_of(input)} of pair {len(prepared)}: {error}") from None
     return prepared
 
 

@@ -210,7 +210,7 @@ class Classifier:
         """Embed any number of inputs. Raises InputFailed with the list and place that are given with the bad one."""
         embedded: list[Embedded] = []
         for chunk in _chunks(inputs):
-            results = await self._embedder.embed([given for *_, given in chunk], caller)
+            results = await self._embedder.embed([input for *_, input in chunk], caller)
             for (where, place, _), result in zip(chunk, results, strict=True):
                 if isinstance(result, InputError):
                     raise InputFailed(place, result, field=where)
@@ -220,7 +220,7 @@ class Classifier:
     async def _embedded_cells(self, inputs: Sequence[Input], grid: Grid, caller: Caller) -> list[Embedded | InputError]:
         """Embed each image followed by its cells, row by row; all of them are the error where one fails."""
         count = grid.rows * grid.columns + 1
-        images = [await self._cells(given, grid) for given in await self._embedder.read(inputs, caller)]
+        images = [await self._cells(input, grid) for input in await self._embedder.read(inputs, caller)]
         results = await self._embedder.embed([cell for image in images for cell in image], caller, admit_unknown=True)
         embedded: list[Embedded | InputError] = []
         for start in range(0, len(results), count):
@@ -256,16 +256,16 @@ class Classifier:
     def _opened(self, label_set: LabelSet) -> _Set:
         labels = stored_labels(label_set.definition)
         detectors = label_set.definition.get("detectors", {})
-        stored = dict(label_set.vectors)
-        shifts = {key.removeprefix(_SHIFT): stored.pop(key) for key in label_set.vectors if key.startswith(_SHIFT)}
+        vectors = dict(label_set.vectors)
+        shifts = {key.removeprefix(_SHIFT): vectors.pop(key) for key in label_set.vectors if key.startswith(_SHIFT)}
         if not self._embedder.manifest.accepts(label_set.space):  # another model's: only its words mean something here
             if shifts:
                 raise InvalidRequest("label_set: its examples were embedded by a model of another space")
-            stored = {}
+            vectors = {}
         return _Set(
             labels,
             label_set.definition["templates"],
-            stored,
+            vectors,
             shifts,
             {modality: Detector.model_validate(detector) for modality, detector in detectors.items()},
             label_set.updated,
@@ -286,11 +286,11 @@ class Classifier:
         if plain and modality in labels.ready:
             return labels.ready[modality]
         digest = label_digest(labels.labels, chosen_templates)
-        stored = labels.stored.get(digest)
-        if stored is None:
+        vectors = labels.stored.get(digest)
+        if vectors is None:
             encoded = await self._label_vectors(digest, labels.labels, chosen_templates, caller)
         else:
-            encoded = _Encoded(stored)
+            encoded = _Encoded(vectors)
         if modality in labels.shifts:
             moved = await self._embedder.in_worker(partial(adapters.shifted, encoded.vectors, labels.shifts[modality]))
             encoded = replace(encoded, vectors=moved)
@@ -370,9 +370,9 @@ class Classifier:
 
 
 def _unknown_labels(labels: Sequence[str | Label], places: Sequence[int]) -> str:
-    named = ", ".join(repr(_name(labels[place])[:64]) for place in places[:_NAMED])
+    names = ", ".join(repr(_name(labels[place])[:64]) for place in places[:_NAMED])
     more = f" and {len(places) - _NAMED:,} more" if len(places) > _NAMED else ""
-    return f"labels: the model's tokenizer knows no word of {named}{more}, whose scores are those of any such label"
+    return f"labels: the model's tokenizer knows no word of {names}{more}, whose scores are those of any such label"
 
 
 def _prompts(labels: Sequence[str | Label], templates: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -475,7 +475,7 @@ def _classifications(
     top_k: int,
     threshold: float | None,
     detector: Detector | None,
-    cut: float,
+    least_on_topic: float,
 ) -> list[Classified]:
     """Classify inputs (N, D) over label vectors (L, D)."""
     # float64, so that a label's score does not depend on its place among the others.
@@ -502,7 +502,8 @@ def _classifications(
             )
             for place, probability in zip(order, alone, strict=True)
         ]
-        abstained = (threshold is not None and best[0].score < threshold) or (on_topic is not None and on_topic < cut)
+        is_weak = threshold is not None and best[0].score < threshold
+        abstained = is_weak or (on_topic is not None and on_topic < least_on_topic)
         results.append(Classified(labels=best, abstained=abstained, on_topic=on_topic))
     return results
 
@@ -525,7 +526,7 @@ def _with_cells(classified: Sequence[Classified], grid: Grid) -> list[Classified
     size = grid.rows * grid.columns + 1
     results = []
     for start in range(0, len(classified), size):
-        whole, *cells = classified[start : start + size]
+        image, *cells = classified[start : start + size]
         rows = [cells[row * grid.columns : (row + 1) * grid.columns] for row in range(grid.rows)]
-        results.append(whole if whole.error else whole.model_copy(update={"cells": rows}))
+        results.append(image if image.error else image.model_copy(update={"cells": rows}))
     return results

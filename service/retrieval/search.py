@@ -162,10 +162,10 @@ class Searcher:
             if judged:
                 results = await self._judged(embedded, results, scope, request.fdr)
             if "preview" in include:
-                ids = list({one.item.id for one in chain(*results)})
-                shown = await self._store.shown(request.collection, ids)
-                for one in chain(*results):
-                    one.shown = shown.get(one.item.id)
+                ids = list({result.item.id for result in chain(*results)})
+                previews = await self._store.shown(request.collection, ids)
+                for result in chain(*results):
+                    result.shown = previews.get(result.item.id)
         else:
             async with self._large if judged and len(embedded) * top_k > _MANY else nullcontext():
                 results = await self._nearest(
@@ -200,11 +200,11 @@ class Searcher:
     ) -> None:
         """Add to the results, those of `ids` or all, what in them and in the query made them alike."""
         for query, best in zip(queries, results, strict=True):
-            chosen = [one for one in best if ids is None or one.item.id in ids]
-            words = await self._explainer.words(parts(query.source), query.parts, caller) if chosen else None
-            for one in chosen:
-                one.why = await self._explainer.why(
-                    one.item, query.vector, _nearer(query, one), words, original, caller
+            explained = [result for result in best if ids is None or result.item.id in ids]
+            words = await self._explainer.words(parts(query.source), query.parts, caller) if explained else None
+            for result in explained:
+                result.why = await self._explainer.why(
+                    result.item, query.vector, _nearer(query, result), words, original, caller
                 )
 
     async def follow(
@@ -219,15 +219,15 @@ class Searcher:
             hits_by_step = await self._nearest(
                 embedded, _COMPARED // len(embedded), scope, with_vector=False, by_modality=True
             )
-            own = {step.own for step in embedded}
-            items = {hit.item.id: hit.item for hits in hits_by_step for hit in hits if hit.item.id not in own}
+            query_ids = {step.own for step in embedded}
+            items = {hit.item.id: hit.item for hits in hits_by_step for hit in hits if hit.item.id not in query_ids}
             moments = await self._store.moments_of(collection, list(items))
             vectors = np.stack([step.vector for step in embedded])
             matches = await self._embedder.in_worker(partial(follow, vectors, moments, request.top_k))
-        shown = {}
+        previews = {}
         if "preview" in request.include:
-            shown = await self._store.shown(collection, [match.id for match in matches])
-        return [Followed(items[match.id], match, shown.get(match.id)) for match in matches]
+            previews = await self._store.shown(collection, [match.id for match in matches])
+        return [Followed(items[match.id], match, previews.get(match.id)) for match in matches]
 
     async def _judged(
         self,
@@ -287,8 +287,8 @@ class Searcher:
                         diversifying = partial(_diversified, candidates, request.diversity, request.top_k)
                         candidates = await self._embedder.in_worker(diversifying)
                 results.append(candidates[: request.top_k])
-                for one in results[-1] if "explain" in request.include else ():
-                    one.explanation = _explanation(one, query, request)
+                for result in results[-1] if "explain" in request.include else ():
+                    result.explanation = _explanation(result, query, request)
         return results
 
     async def _nearest(
@@ -321,11 +321,12 @@ class Searcher:
                         by_modality,
                     )
                 )
-                size += sum(hit.item.size for one in hits for hit in one)
+                size += sum(hit.item.size for matches in hits for hit in matches)
                 if size > MOST_FOUND_BYTES:
                     raise InvalidRequest(TOO_MUCH_FOUND)
                 results += [
-                    [Result(hit.item, hit.score, hit.score, hit.moment, hit.shown) for hit in one] for one in hits
+                    [Result(hit.item, hit.score, hit.score, hit.moment, hit.shown) for hit in matches]
+                    for matches in hits
                 ]
         return results
 
@@ -339,9 +340,9 @@ class Searcher:
         # In one search: an item whose modality changes between two of them would be in neither, or in both.
         results = await self._nearest(queries, depth, scope, with_vector=True, by_modality=bool(strength))
         for query, pool in zip(queries, results, strict=True) if strength else ():
-            for one in pool:
-                one.correction = self._correction(query, one.item.modality, strength)
-            pool.sort(key=lambda one: -one.corrected)
+            for result in pool:
+                result.correction = self._correction(query, result.item.modality, strength)
+            pool.sort(key=lambda result: -result.corrected)
             del pool[depth:]
         return results
 
@@ -357,17 +358,17 @@ class Searcher:
         count = request.pool
         while True:
             if request.threshold is not None:
-                candidates = [one for one in candidates if one.corrected >= request.threshold]
+                candidates = [result for result in candidates if result.corrected >= request.threshold]
             exhausted = len(candidates) < depth
-            for one in candidates:
-                one.score = one.corrected
+            for result in candidates:
+                result.score = result.corrected
             if request.keywords:
                 candidates = await self._fused(query, candidates, depth, scope, request)
             if not request.deduplicate:
                 return candidates[:count]
             similarity = request.deduplicate
             if candidates:
-                stacked = np.stack([one.vector for one in candidates])
+                stacked = np.stack([result.vector for result in candidates])
                 places = await self._embedder.in_worker(partial(distinct, stacked, similarity))
                 candidates = [candidates[place] for place in places]
             if len(candidates) >= count or exhausted or depth >= _DEEPEST:
@@ -394,9 +395,9 @@ class Searcher:
                     query.own,
                 )
             )
-        by_id = {one.item.id: one for one in candidates}
-        for place, one in enumerate(candidates, start=1):
-            one.vector_rank = place
+        by_id = {result.item.id: result for result in candidates}
+        for place, result in enumerate(candidates, start=1):
+            result.vector_rank = place
         worded: list[Result] = []
         for hit in hits:
             if hit.item.id not in by_id:
@@ -409,11 +410,11 @@ class Searcher:
             candidate = by_id[hit.item.id]
             worded.append(candidate)
             candidate.keyword_score, candidate.keyword_rank = hit.score, len(worded)
-        rankings = [[one.item.id for one in candidates], [one.item.id for one in worded]]
+        rankings = [[result.item.id for result in candidates], [result.item.id for result in worded]]
         for id, score in fuse(rankings, (1 - keywords.weight, keywords.weight)).items():
             by_id[id].fused = by_id[id].score = score
         # Equal scores: the nearer one first.
-        return sorted(by_id.values(), key=lambda one: (-one.score, -one.similarity))
+        return sorted(by_id.values(), key=lambda result: (-result.score, -result.similarity))
 
     async def _embedded(
         self, queries: Sequence[Query], scope: _Scope, warn: Callable[[str], None]
@@ -421,7 +422,7 @@ class Searcher:
         """Embed every query as one unit vector, and each of its parts."""
         contents = [content for query in queries for content, _ in parts(query)]
         ids = [content for content in contents if isinstance(content, str)]
-        stored = await self._store.vectors(scope.collection, ids) if ids else {}
+        stored_vectors = await self._store.vectors(scope.collection, ids) if ids else {}
         inputs = [content for content in contents if isinstance(content, Input)]
         embedded = iter(await self._embedder.embed(inputs, scope.caller, admit_unknown=True) if inputs else ())
         embedded_queries = []
@@ -433,7 +434,7 @@ class Searcher:
                     if isinstance(content, np.ndarray):
                         vectors.append(unit_vector(content, self._embedder.manifest.dimensions))
                     elif isinstance(content, str):
-                        vectors.append(stored[content])
+                        vectors.append(stored_vectors[content])
                     else:
                         result = next(embedded)
                         where = scope.field if scope.field == "query" else f"{scope.field}[{position}]"
@@ -453,15 +454,15 @@ class Searcher:
 def _balanced(results: list[Result], count: int) -> list[Result]:
     """Keep the `count` first results of each modality, and put what is least likely by chance first. The modalities
     take turns among what is surely no chance, and among what cannot be judged, which comes last."""
-    ranked = []
+    pairs = []
     places: Counter[str] = Counter()
     for result in results:
         modality, confidence = result.item.modality, -1.0 if result.confidence is None else result.confidence
         if places[modality] < count:
             turn = 0 if 0 <= confidence < _SURELY else places[modality]
-            ranked.append(((-min(confidence, _SURELY), turn, -confidence, -result.similarity), result))
+            pairs.append(((-min(confidence, _SURELY), turn, -confidence, -result.similarity), result))
             places[modality] += 1
-    return [result for _, result in sorted(ranked, key=itemgetter(0))]
+    return [result for _, result in sorted(pairs, key=itemgetter(0))]
 
 
 def parts(query: Query) -> list[tuple[Content, float]]:
@@ -476,11 +477,11 @@ def words_of(query: Query) -> str:
 def _diversified(candidates: list[Result], diversity: Diversity, count: int) -> list[Result]:
     if not candidates:
         return candidates
-    relevance = np.array([one.score for one in candidates])
+    relevance = np.array([result.score for result in candidates])
     if candidates[0].fused is not None:
         # Fused scores are not similarities: scaled to 0 to 1, they can be weighed against similarities.
         relevance = (relevance - relevance.min()) / max(float(np.ptp(relevance)), 1e-12)
-    vectors = np.stack([one.vector for one in candidates])
+    vectors = np.stack([result.vector for result in candidates])
     return [candidates[place] for place in diverse(relevance, vectors, diversity.trade, count)]
 
 

@@ -71,17 +71,17 @@ async def map_collection(
     Of at most `limit` items: of more, a sample. The first to ask after something is written waits until it is made.
     One is made at a time: 429 while another is.
     """
-    made = await state.maps.map(name, limit)
-    return JSON(await state.embedder.in_worker(lambda: _drawn(made, label)))
+    map = await state.maps.map(name, limit)
+    return JSON(await state.embedder.in_worker(lambda: _drawn(map, label)))
 
 
-def _drawn(made: Map, key: str | None) -> dict[str, Any]:
+def _drawn(map: Map, key: str | None) -> dict[str, Any]:
     points = [
         {"id": point.id, "modality": point.modality, "x": round(x, 4), "y": round(y, 4)}
         | ({} if key is None else {"label": point.labels.get(key)})
-        for point, (x, y) in zip(made.points, made.places.tolist(), strict=True)
+        for point, (x, y) in zip(map.points, map.places.tolist(), strict=True)
     ]
-    return {"count": made.count, "keys": made.keys, "points": points}
+    return {"count": map.count, "keys": map.keys, "points": points}
 
 
 @router.put(

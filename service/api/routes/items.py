@@ -46,7 +46,7 @@ async def upsert_items(
     """Embed and store items, each replacing the one of its collection and id. Answered once they are on disk."""
     if priority is not None and _BACKGROUND.search(priority) is not None:
         caller = replace(caller, background=True)
-    made = await index_items(
+    results = await index_items(
         state.embedder,
         state.store,
         [
@@ -58,14 +58,14 @@ async def upsert_items(
         previewer=state.previewer,
     )
     answers: list[wire.StoredItem | wire.RefusedItem] = []
-    for index, (item, result) in enumerate(zip(body.items, made, strict=True)):
+    for index, (item, result) in enumerate(zip(body.items, results, strict=True)):
         where: dict[str, Any] = {"id": item.id, "collection": item.collection}
         if isinstance(result, InputError):
             answers.append(wire.RefusedItem(**where, index=index, error=InputProblem(**input_problem(result))))
         else:
             where |= {"modality": result.modality, "truncated": result.truncated}
             answers.append(wire.StoredItem(**where))
-    return wire.ItemsResponse(upserted=sum(isinstance(result, Entry) for result in made), items=answers)
+    return wire.ItemsResponse(upserted=sum(isinstance(result, Entry) for result in results), items=answers)
 
 
 FilterText = Annotated[
@@ -100,9 +100,9 @@ async def list_items(
     if "preview" in fields:
         for name in {item.collection for item in items}:
             members = [row for row in described if row["collection"] == name]
-            shown = await state.store.shown(name, [row["id"] for row in members])
+            previews = await state.store.shown(name, [row["id"] for row in members])
             for row in members:
-                row["preview"] = previewed(shown.get(row["id"]))
+                row["preview"] = previewed(previews.get(row["id"]))
     answer: dict[str, Any] = {"items": described, "next_cursor": more}
     if "total" in fields:
         if collection is None:
