@@ -23,9 +23,7 @@ export function toast(text, { action, over } = {}) {
   if (action) box.append(button(action.text, null, () => end(true), { class: "link" }));
   layer().append(box);
   announce(text);
-  // It stays while somebody is at it: who moves slowly can still press.
-  const wait = () => setTimeout(() => (box.matches(":hover, :focus-within") ? (current.timer = wait()) : end()), LASTS_MS);
-  current = { box, end, timer: wait() };
+  current = { box, end, timer: setTimeout(end, LASTS_MS, false) };
 }
 
 /** A dialog was opened or closed: the message goes where it can still be pressed. */

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -332,7 +333,8 @@ def process(bundle_dir, store):
     """`python -m service serve` in a process of its own, and a client of it."""
     command = [sys.executable, "-m", "service", "serve", "--bundle", bundle_dir, "--store", store, "--port", "0"]
     root = Path(service.__file__).parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as server:
+    patient = os.environ | {"ISTHMUS_QUEUE_S": "600"}
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env=patient) as server:
         try:
             # It says where it listens once it does; one that dies ends the lines.
             url = next((line.split()[-1] for line in server.stdout if line.startswith("listening on")), None)

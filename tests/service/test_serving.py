@@ -25,7 +25,7 @@ from service.engine.towers import Arrays
 from service.runtime.logs import caller
 from service.settings import Settings
 from service.store import SqliteStore
-from tests.conftest import DEADLINE_S, served, serving
+from tests.conftest import DEADLINE_S, patient, served, serving
 from tests.service.slow import WAIT_S, Slow
 
 
@@ -34,7 +34,7 @@ def with_towers(
     settings: Settings, wrap: Callable[[Any], Any]
 ) -> Iterator[tuple[Server, httpx.Client, dict[str, Any]]]:
     """The service with each tower inside what `wrap` makes of it."""
-    parts: Parts = open_parts(settings)
+    parts: Parts = open_parts(patient(settings))
     towers = parts.models[0].towers
     wrapped = {modality: wrap(tower) for modality, tower in towers.items()}
     towers.update(wrapped)

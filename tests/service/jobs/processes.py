@@ -21,7 +21,7 @@ _ROOT = Path(__file__).parents[3]
 @contextmanager
 def server(bundle: Path, store: Path, module: str = "service", port: int = 0, **variables: object) -> Iterator[Any]:
     """`python -m service serve`, killed at the end where it still runs. Gives (process, client)."""
-    variables |= {"threads": 1}
+    variables |= {"threads": 1, "queue_s": 600}
     environment = os.environ | {f"ISTHMUS_{name.upper()}": str(value) for name, value in variables.items()}
     arguments = ("--bundle", str(bundle), "--store", str(store), "--port", str(port), "--device", "cpu")
     started = subprocess.Popen(
