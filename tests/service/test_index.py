@@ -193,6 +193,31 @@ def joined(arrays):
     return {name: np.concatenate(pieces) for name, pieces in arrays.items()}
 
 
+def test_a_deletion_copies_what_it_touches_and_a_switch_hands_over_only_what_came_last(monkeypatch):
+    """Counted, in place of timed: neither grows with the number of rows."""
+    index, count = Index(2, IndexRequest("ivf_pq")), 10 * 4_096
+    index.put("text", np.arange(count), unit(np.random.default_rng(0), count, 2), [{}] * count, [b""] * count)
+    before = index.views()["text"]
+    index.remove(np.array([5, 7, 4_100, count + 1]))
+    after = index.views()["text"]
+    assert [old is new for old, new in zip(before.marks, after.marks, strict=True)] == [False, False] + 8 * [True]
+    assert before.alive.all() and np.flatnonzero(~after.alive).tolist() == [5, 7, 4_100] and after.dead == 3
+
+    handed_over, carry_over = [], type(index._parts["text"]).carry_over
+
+    def counted(part, kept, base, seen, now, stored):
+        handed_over.append((index._changing.locked(), now.count - seen.count))
+        return carry_over(part, kept, base, seen, now, stored)
+
+    monkeypatch.setattr(type(index._parts["text"]), "carry_over", counted)
+    put(index, "text", list(range(count, count + 300)), unit(np.random.default_rng(1), 300, 2), replaced=[0, 9_000])
+    kept = np.flatnonzero(after.alive)
+    index.switch("text", after, None, [after.blocks[0][kept]], kept)
+    assert handed_over == [(False, 300), (True, 0)]  # writes wait while it is locked
+    gone = [0, 5, 7, 4_100, 9_000]
+    assert index.slots().tolist() == np.setdiff1d(np.arange(count + 300), gone).tolist()
+
+
 def test_what_an_array_gave_out_stays_as_it_was():
     array = Growing(np.int64)
     array.extend([1, 2])
