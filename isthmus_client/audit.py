@@ -297,7 +297,7 @@ def tokens(api: Api) -> Iterator[Finding]:
 
 
 def limits(api: Api) -> Iterator[Finding]:
-    """What is too much or has no meaning is refused with a status from 400 to 499, or answered in full."""
+    """Check that what is too much or means nothing is refused with a status from 400 to 499, or answered in full."""
     cases: Sequence[tuple[str, Any, int | None]] = (
         (f"{_MANY_INPUTS:,} inputs", [f"word {place}" for place in range(_MANY_INPUTS)], _MANY_INPUTS),
         (f"a text of {_LONGEST_WORDS:,} words", [_words(_LONGEST_WORDS, 1)], 1),
@@ -329,7 +329,7 @@ def limits(api: Api) -> Iterator[Finding]:
 
 
 def hubs(api: Api) -> Iterator[Finding]:
-    """Radovanović, Nanopoulos and Ivanović (2010): how often one text is among the nearest of the others."""
+    """Check how often one text is among the nearest of the others (Radovanović, Nanopoulos and Ivanović, 2010)."""
     texts = [*(text for pair in _PAIRS for text in pair), *(_words(8, 100 + place) for place in range(60)), "it", "a"]
     vectors = _unit(api.vectors(texts))
     often = [0] * len(texts)
@@ -344,7 +344,7 @@ def hubs(api: Api) -> Iterator[Finding]:
 
 
 def gap(api: Api) -> Iterator[Finding]:
-    """Short texts and long ones must be comparable: each one's partner comes before most texts of its own kind."""
+    """Check that short texts and long ones are comparable: a text's partner comes before most texts of its own kind."""
     vectors = _unit(api.vectors([text for pair in _PAIRS for text in pair]))
     places = []
     for own in (0, 1):
@@ -382,7 +382,7 @@ def audit(api: Api) -> Iterator[Finding]:
 
 
 def connect(client: httpx2.Client, url: str, model: str | None) -> Api:
-    """The API at an address: with or without /v1, or its route. Raises httpx2.HTTPError, ValueError, Limited."""
+    """Return the API at an address: with or without /v1, or its route. Raises httpx2.HTTPError, ValueError, Limited."""
     base = url.rstrip("/").removesuffix("/embeddings")
     bases = [base] if base.endswith("/v1") or url.rstrip("/") != base else [f"{base}/v1", base]
     key_refused = False

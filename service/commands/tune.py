@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class _Tried:
-    """A tower as it was tried, and what was measured."""
+    """Holds a tower as it was tried, and what was measured."""
 
     modality: Modality
     choice: Choice

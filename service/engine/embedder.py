@@ -211,18 +211,18 @@ class Embedder:
                 naming = partial(keys_of, self.manifest.space, precisions, piece)
                 large = sum(map(_bytes, piece)) > _HASHED_ON_THE_LOOP
                 keys = await self.in_worker(naming) if large else naming()
-                missing = dict(zip(keys, piece, strict=True))
+                misses = dict(zip(keys, piece, strict=True))
                 with timed("cache"):
-                    known = await self._cache.get_many({key: modality_of(given) for key, given in missing.items()})
-                for key in known:
-                    del missing[key]
-                self._metrics.cache.labels("hit").inc(len(known))
-                self._metrics.cache.labels("miss").inc(len(missing))
-                made = await self._made(missing, caller.background) if missing else {}
+                    hits = await self._cache.get_many({key: modality_of(input) for key, input in misses.items()})
+                for key in hits:
+                    del misses[key]
+                self._metrics.cache.labels("hit").inc(len(hits))
+                self._metrics.cache.labels("miss").inc(len(misses))
+                results_by_key = await self._made(misses, caller.background) if misses else {}
                 with timed("cache"):
-                    entries = {key: entry for key, entry in made.items() if isinstance(entry, Embedded)}
+                    entries = {key: entry for key, entry in results_by_key.items() if isinstance(entry, Embedded)}
                     await self._cache.put_many(entries)
-                results += [known[key] if key in known else made[key] for key in keys]
+                results += [hits[key] if key in hits else results_by_key[key] for key in keys]
         return results
 
     @asynccontextmanager
@@ -245,8 +245,8 @@ class Embedder:
         meter = caller.meter
         if meter is None or meter.units <= {"requests"}:
             return
-        measured = meter.units & {"pixels", "seconds"} and any(isinstance(given, Media) for given in inputs)
-        limits = self.limits if measured else None
+        by_size = meter.units & {"pixels", "seconds"} and any(isinstance(input, Media) for input in inputs)
+        limits = self.limits if by_size else None
         await meter.take(await self.in_worker(lambda: costs_of(inputs, limits)) if limits else costs_of(inputs, None))
 
     async def _embed_video(self, video: Video, caller: Caller) -> Embedded | InputError:
@@ -272,20 +272,20 @@ class Embedder:
     async def _add_moments(self, inputs: Sequence[Input], results: list[Embedded | InputError], caller: Caller) -> None:
         """Add the vectors of their moments to the results of long sounds."""
         sounds = {
-            place: given
-            for place, (given, result) in enumerate(zip(inputs, results, strict=True))
-            if isinstance(given, Media) and given.modality == "audio" and isinstance(result, Embedded)
+            place: input
+            for place, (input, result) in enumerate(zip(inputs, results, strict=True))
+            if isinstance(input, Media) and input.modality == "audio" and isinstance(result, Embedded)
         }
         # Most sounds' headers say that they are short; those are not decoded again.
         for place in await self.in_worker(lambda: videos.perhaps_long(sounds, self.limits)) if sounds else ():
-            whole, spec = results[place], self.manifest.towers["audio"].preprocessing
-            assert isinstance(whole, Embedded) and isinstance(spec, AudioPreprocessing)
+            sound_result, spec = results[place], self.manifest.towers["audio"].preprocessing
+            assert isinstance(sound_result, Embedded) and isinstance(spec, AudioPreprocessing)
             try:
                 async with self.in_time(caller), self.long_sounds[caller.background]:
                     moments = await self._moments(sounds[place], spec.sampling_rate, caller.uncharged)
             except InputError:  # the whole is embedded; its moments are not worth its failing
                 continue
-            results[place] = replace(whole, moments=tuple(moments))
+            results[place] = replace(sound_result, moments=tuple(moments))
 
     async def _moments(self, sound: Media, rate: int, caller: Caller) -> list[Moment]:
         """Embed the moments of a sound, if it has more than one. Raises InputError as decode_audio does."""
@@ -301,11 +301,11 @@ class Embedder:
         while together := await self.in_worker(lambda: list(islice(parts, _TOGETHER))):
             if not samples and len(together) == 1:
                 return []
-            decoded = [Decoded("audio", part, len(part) / rate) for part in together]
-            for part, made in zip(together, await self._embed(decoded, caller), strict=True):
+            inputs = [Decoded("audio", part, len(part) / rate) for part in together]
+            for part, result in zip(together, await self._embed(inputs, caller), strict=True):
                 start, samples = samples, samples + len(part)
-                if isinstance(made, Embedded):
-                    moments.append(Moment("audio", round(start / rate, 3), round(samples / rate, 3), made.vector))
+                if isinstance(result, Embedded):
+                    moments.append(Moment("audio", round(start / rate, 3), round(samples / rate, 3), result.vector))
         return moments
 
     async def canary(self, modality: Modality) -> None:
@@ -420,10 +420,10 @@ class Embedder:
             if not isinstance(error, Exception):
                 raise
 
-    async def _prepare_alone(self, channel: Channel, given: Single) -> Prepared | InputError:
+    async def _prepare_alone(self, channel: Channel, input: Single) -> Prepared | InputError:
         """Prepare an input whose thread died with it and others."""
         try:
-            return (await self._pool.run(partial(_prepare_each, channel.handling.prepare, [given])))[0]
+            return (await self._pool.run(partial(_prepare_each, channel.handling.prepare, [input])))[0]
         except WorkerDied:
             return InferenceFailed("the server failed to read this input")
 
@@ -435,13 +435,13 @@ def _file_bytes(given: Single) -> int:
 def _prepare_each(prepare: Callable[[Single], Prepared], inputs: Sequence[Single]) -> list[Prepared | InputError]:
     """Prepare inputs; the error of an input stands in its place."""
     prepared: list[Prepared | InputError] = []
-    for given in inputs:
+    for input in inputs:
         try:
-            prepared.append(prepare(given))
+            prepared.append(prepare(input))
         except InputError as error:
             prepared.append(error.without_frames())
         except Exception:  # a fault of ours or of a library, which this input alone has met
-            log.exception("an input of kind %s could not be prepared", modality_of(given))
+            log.exception("an input of kind %s could not be prepared", modality_of(input))
             prepared.append(InferenceFailed("the server failed to read this input"))
     return prepared
 
@@ -449,17 +449,17 @@ def _prepare_each(prepare: Callable[[Single], Prepared], inputs: Sequence[Single
 def _chunks(making: _Making, cost_of: Callable[[Single], float], room: float, most: int) -> list[_Making]:
     """Split inputs into chunks that one thread prepares: each costs about `room`, and has at most so many inputs."""
     chunks: list[list[tuple[Single, _Flight]]] = []
-    left = 0.0
-    for given, flight in making:
-        cost = cost_of(given)
-        if not chunks or cost > left or len(chunks[-1]) == most:
+    room_left = 0.0
+    for input, flight in making:
+        cost = cost_of(input)
+        if not chunks or cost > room_left or len(chunks[-1]) == most:
             chunks.append([])
-            left = room
-        chunks[-1].append((given, flight))
-        left -= cost
+            room_left = room
+        chunks[-1].append((input, flight))
+        room_left -= cost
     return list(chunks)
 
 
-def _bytes(given: Single) -> int:
+def _bytes(input: Single) -> int:
     """Return the number of bytes to be hashed: those of media."""
-    return len(given.data) if isinstance(given, Media) else given.value.nbytes if isinstance(given, Decoded) else 0
+    return len(input.data) if isinstance(input, Media) else input.value.nbytes if isinstance(input, Decoded) else 0

@@ -218,27 +218,27 @@ def opened(video: Video) -> Media | Video:
 
 def in_role(inputs: Iterable[Input], role: Role) -> list[Input]:
     """Return the inputs, with texts in another role than that of a query."""
-    return [_in_role(given, role) for given in inputs]
+    return [_in_role(input, role) for input in inputs]
 
 
-def _in_role(given: Input, role: Role) -> Input:
-    if isinstance(given, Fused):
-        return given.with_parts(
-            replace(part, role=role) if isinstance(part, Text) else part for part in parts_of(given)
+def _in_role(input: Input, role: Role) -> Input:
+    if isinstance(input, Fused):
+        return input.with_parts(
+            replace(part, role=role) if isinstance(part, Text) else part for part in parts_of(input)
         )
-    return replace(given, role=role) if isinstance(given, Text) else given
+    return replace(input, role=role) if isinstance(input, Text) else input
 
 
-def parts_of(given: Input) -> Sequence[Part]:
+def parts_of(input: Input) -> Sequence[Part]:
     """Return the parts of a fused input; of any other, the input itself."""
-    return [part for part, _ in given.parts] if isinstance(given, Fused) else [given]
+    return [part for part, _ in input.parts] if isinstance(input, Fused) else [input]
 
 
 def by_input(inputs: Sequence[Input], values: Iterable[T]) -> Iterator[tuple[Input, list[T]]]:
     """Yield each input with the values of its parts."""
-    rest = iter(values)
-    for given in inputs:
-        yield given, list(islice(rest, len(parts_of(given))))
+    iterator = iter(values)
+    for input in inputs:
+        yield input, list(islice(iterator, len(parts_of(input))))
 
 
 def sniff(data: bytes) -> Kind | Literal["video"]:
@@ -343,16 +343,16 @@ def weighted_sum(vectors: Sequence[Vectors], weights: Sequence[float]) -> Vector
     raise InputError("the weighted parts cancel each other out: nothing is left")
 
 
-def fused(given: Fused, made: Sequence[Embedded | InputError]) -> Embedded | InputError:
+def fused(input: Fused, part_results: Sequence[Embedded | InputError]) -> Embedded | InputError:
     """Return the one result of a fused input from those of its parts, or the error of the first that has one.
 
     It counts as an input of the kind of its first part that is no text: a picture with a caption is an image.
     """
-    results = [result for result in made if isinstance(result, Embedded)]
-    if len(results) < len(made):
-        return next(result for result in made if isinstance(result, InputError))
+    results = [result for result in part_results if isinstance(result, Embedded)]
+    if len(results) < len(part_results):
+        return next(result for result in part_results if isinstance(result, InputError))
     try:
-        vector = weighted_sum([result.vector for result in results], [weight for _, weight in given.parts])
+        vector = weighted_sum([result.vector for result in results], [weight for _, weight in input.parts])
     except InputError as error:
         return error.without_frames()
     first = next((result for result in results if result.modality != "text"), results[0])

@@ -57,34 +57,34 @@ def preview_image(data: bytes, limits: ImageLimits) -> Preview:
 def _of_picture(picture: Image.Image) -> Preview:
     # Pillow copies a file's metadata from picture to picture, and its writers store some of it.
     plain = Image.frombytes("RGB", picture.size, picture.tobytes())
-    written = io.BytesIO()
-    plain.save(written, "JPEG", quality=_QUALITY)
-    return Preview("image/jpeg", written.getvalue(), {"width": plain.width, "height": plain.height})
+    buffer = io.BytesIO()
+    plain.save(buffer, "JPEG", quality=_QUALITY)
+    return Preview("image/jpeg", buffer.getvalue(), {"width": plain.width, "height": plain.height})
 
 
 def preview_audio(data: bytes, limits: AudioLimits) -> Preview:
     """Turn a sound file into its first SECONDS as mono MP3, and its waveform. Raises InputError as decode_audio
     does."""
-    (kept, whole), _ = hear(data, _RATE, limits, _beginning)
-    if len(kept) < whole:
+    (samples, count), _ = hear(data, _RATE, limits, _beginning)
+    if len(samples) < count:
         fade = int(_FADE * _RATE)
-        kept[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    kept /= max(1.0, float(np.abs(kept).max(initial=0.0)))  # float files may be louder than full scale
-    written = io.BytesIO()
-    soundfile.write(written, kept, _RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.7)
-    about = {"seconds": round(len(kept) / _RATE, 2), "whole_seconds": round(whole / _RATE, 2)}
-    return Preview("audio/mpeg", written.getvalue(), {**about, "peaks": peaks(kept)})
+        samples[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+    samples /= max(1.0, float(np.abs(samples).max(initial=0.0)))  # float files may be louder than full scale
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, _RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.7)
+    about = {"seconds": round(len(samples) / _RATE, 2), "whole_seconds": round(count / _RATE, 2)}
+    return Preview("audio/mpeg", buffer.getvalue(), {**about, "peaks": peaks(samples)})
 
 
 def _beginning(blocks: Iterable[Waveform], about: int) -> tuple[Waveform, int]:
     """Return the first SECONDS of a sound, and how many samples there are."""
-    most, whole = int(SECONDS * _RATE), 0
-    kept: list[Waveform] = []
+    most, count = int(SECONDS * _RATE), 0
+    pieces: list[Waveform] = []
     for block in blocks:
-        if whole < most:
-            kept.append(block[: most - whole].copy())
-        whole += len(block)
-    return np.concatenate([*kept, np.zeros(0, np.float32)]), whole
+        if count < most:
+            pieces.append(block[: most - count].copy())
+        count += len(block)
+    return np.concatenate([*pieces, np.zeros(0, np.float32)]), count
 
 
 def peaks(samples: Waveform) -> list[int]:
@@ -123,21 +123,21 @@ class Previewer:
 
     async def previews(self, media: Sequence[Media]) -> list[Preview | None]:
         """Return a preview per medium, in order; None where it cannot be made, which is no reason to refuse an item."""
-        made: list[Preview | None] = [None] * len(media)
+        previews: list[Preview | None] = [None] * len(media)
 
         async def make(place: int, given: Media) -> None:
             try:
-                made[place] = await self._embedder.in_worker(lambda: self._preview(given))
+                previews[place] = await self._embedder.in_worker(lambda: self._preview(given))
             except WorkerDied:
                 log.error("a preview could not be made: its thread died")
 
         async with anyio.create_task_group() as group:
             for place, given in enumerate(media):
                 if isinstance(given.show, _Sketch) and given.show.preview is not None:
-                    made[place] = given.show.preview
+                    previews[place] = given.show.preview
                 else:
                     group.start_soon(make, place, given)
-        return made
+        return previews
 
     def _preview(self, media: Media) -> Preview | None:
         try:

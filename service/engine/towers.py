@@ -81,8 +81,8 @@ class Tower:
         for accelerator in accelerators(device, onnxruntime.get_available_providers()) if choice is None else ():
             self.precision = chosen(described, modality, accelerator, precision)
             devices = gpus.devices if accelerator == "cuda" else (0,)
-            asked = [requests(accelerator, device, gpu, engines=gpus.engines) for gpu in devices]
-            self._sessions = _sessions(bundle, bundle.tower_path(modality, self.precision), asked, threads)
+            requests_by_device = [requests(accelerator, device, gpu, engines=gpus.engines) for gpu in devices]
+            self._sessions = _sessions(bundle, bundle.tower_path(modality, self.precision), requests_by_device, threads)
             if all(session.get_providers()[0] != CPU for session in self._sessions):
                 break
         self._session = self._sessions[0]
@@ -107,8 +107,8 @@ class Tower:
 
         Raises whatever ONNX Runtime raises.
         """
-        given = self._bounded(arrays) if self._in_pieces else arrays
-        [output] = next(self._turns).run([OUTPUT], given, self._options)
+        inputs = self._bounded(arrays) if self._in_pieces else arrays
+        [output] = next(self._turns).run([OUTPUT], inputs, self._options)
         vectors = np.array(output, np.float32)
         directed = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
         vectors[directed] = l2_normalise(vectors[directed])
@@ -117,20 +117,20 @@ class Tower:
     def _bounded(self, arrays: Arrays) -> Arrays:
         """Return a bounded call's arrays: the last rows, and what is computed here, in pieces, of the rows before
         them."""
-        given = dict(arrays)
+        inputs = dict(arrays)
         assert isinstance(self._spec, AudioPreprocessing)
         *per_row, weights = self._spec.inputs
-        count = given[weights].shape[1]
-        size = self._spec.rows_in(self._call_seconds, given[per_row[0]])
+        count = inputs[weights].shape[1]
+        size = self._spec.rows_in(self._call_seconds, inputs[per_row[0]])
         earlier = []
         for start in range(0, count - size, size):
-            piece = {name: given[name][start : start + size] for name in per_row}
-            piece[weights] = given[weights][:, start : start + size]
+            piece = {name: inputs[name][start : start + size] for name in per_row}
+            piece[weights] = inputs[weights][:, start : start + size]
             earlier += self._session.run([ROWS], piece, self._options)
         if earlier:
-            given |= {name: given[name][len(earlier) * size :] for name in per_row}
-            given[EARLIER_ROWS] = np.concatenate(earlier)
-        return given
+            inputs |= {name: inputs[name][len(earlier) * size :] for name in per_row}
+            inputs[EARLIER_ROWS] = np.concatenate(earlier)
+        return inputs
 
 
 def open_towers(
@@ -197,18 +197,18 @@ def _chosen(bundle: Bundle, modality: Modality, choice: Choice) -> Any:
 
 
 def _sessions(
-    bundle: Bundle, file: Path, asked: Sequence[list[Request]], threads: int
+    bundle: Bundle, file: Path, requests_by_device: Sequence[list[Request]], threads: int
 ) -> list[onnxruntime.InferenceSession]:
     """Return a session for each of `asked`, of the bytes whose checksums were checked. Raises BundleError,
     TowerError."""
-    if any(providers[0][0] != CPU for providers in asked):
+    if any(providers[0][0] != CPU for providers in requests_by_device):
         # Finds the CUDA libraries that come as Python packages; without them the provider is silently not obtained.
         onnxruntime.preload_dlls()
-    with ExitStack() as opened:
-        path = opened.enter_context(bundle.checked(file.name))
-        beside = {name: _mapped(opened.enter_context(bundle.checked(name))) for name in sorted(external_files(path))}
+    with ExitStack() as stack:
+        path = stack.enter_context(bundle.checked(file.name))
+        beside = {name: _mapped(stack.enter_context(bundle.checked(name))) for name in sorted(external_files(path))}
         sessions = []
-        for providers in asked:
+        for providers in requests_by_device:
             options = session_options(threads)
             if beside:
                 sizes = list(map(len, beside.values()))

@@ -1,4 +1,4 @@
-"""A handful of examples shift a label's vector; labels without examples stay where they are."""
+"""A handful of examples shifts a label's vector; labels without examples stay where they are."""
 
 from collections.abc import Iterator
 

@@ -210,7 +210,7 @@ class Searcher:
     async def follow(
         self, request: ScriptRequest, caller: Caller = PROCESS, warn: Callable[[str], None] = lambda _: None
     ) -> list[Followed]:
-        """The `top_k` videos and long sounds whose moments follow the steps best, best first, of those that are among
+        """Find `top_k` videos and long sounds whose moments follow the steps best, best first, of those that are among
         the nearest to any step. Raises as `search` does."""
         collection = request.collection
         scope = _Scope(collection, request.modalities or HAVING, request.filter, None, caller, "script")

@@ -59,12 +59,12 @@ def _one_place(template: str) -> str:
 
 
 def _each_once(labels: Sequence[str | Label]) -> Sequence[str | Label]:
-    seen: set[str] = set()
+    names: set[str] = set()
     for label in labels:
         name = label if isinstance(label, str) else label.name
-        if name in seen:
+        if name in names:
             raise ValueError(f"the label {name!r} is there twice")
-        seen.add(name)
+        names.add(name)
     return labels
 
 

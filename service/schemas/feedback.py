@@ -25,8 +25,8 @@ class JudgedQuery(RequestModel):
     def _decided(self) -> Self:
         if not self.relevant and not self.not_relevant:
             raise ValueError("name at least one item, in relevant or in not_relevant")
-        if both := set(self.relevant) & set(self.not_relevant):
-            raise ValueError(f"the item {min(both)!r} is both relevant and not relevant")
+        if contradicted := set(self.relevant) & set(self.not_relevant):
+            raise ValueError(f"the item {min(contradicted)!r} is both relevant and not relevant")
         return self
 
 
@@ -42,7 +42,7 @@ class FeedbackRequest(RequestModel):
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if sum(len(one.relevant) + len(one.not_relevant) for one in self.judgements) > MOST_JUDGEMENTS:
+        if sum(len(judged.relevant) + len(judged.not_relevant) for judged in self.judgements) > MOST_JUDGEMENTS:
             raise ValueError(f"at most {MOST_JUDGEMENTS:,} judged items in one request")
         return self
 

@@ -238,11 +238,11 @@ class ItemsRequest(RequestModel):
 
     @model_validator(mode="after")
     def _each_id_once(self) -> "ItemsRequest":
-        seen: set[tuple[str, str]] = set()
+        ids: set[tuple[str, str]] = set()
         for item in self.items:
-            if (item.collection, item.id) in seen:
+            if (item.collection, item.id) in ids:
                 raise ValueError(f"the id {item.id!r} is there twice in the collection {item.collection!r}")
-            seen.add((item.collection, item.id))
+            ids.add((item.collection, item.id))
         return self
 
 

@@ -130,7 +130,7 @@ class ContentModel(RequestModel):
     def _without_unread(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: given for name, given in value.items() if given is not None and name not in cls.unread}
+        return {name: content for name, content in value.items() if content is not None and name not in cls.unread}
 
 
 class ContentPart(ContentModel):
@@ -161,8 +161,8 @@ class ContentPart(ContentModel):
 
     @property
     def _content(self) -> str | None:
-        given: str | Address | Samples | None = getattr(self, self._field)
-        return given.url if isinstance(given, Address) else given.data if isinstance(given, Samples) else given
+        value: str | Address | Samples | None = getattr(self, self._field)
+        return value.url if isinstance(value, Address) else value.data if isinstance(value, Samples) else value
 
     @property
     def empty(self) -> bool:
@@ -286,7 +286,7 @@ class EmbeddingsRequest(RequestModel):
     def _one_source(self) -> "EmbeddingsRequest":
         if (self.input is None) == (self.messages is None):
             raise ValueError("give exactly one of: input, messages")
-        inputs = [read(kind, given) if isinstance(given, str) else given for kind, given in self._written()]
+        inputs = [read(kind, value) if isinstance(value, str) else value for kind, value in self._written()]
         self._inputs = in_role(inputs, self.role)
         return self
 
@@ -345,8 +345,8 @@ def _element(value: OpenAIInput, where: str) -> _Written:
             return "video", value.video
 
 
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)  # 1 is not true here
+def _same(first: Any, second: Any) -> bool:
+    return type(first) is type(second) and bool(first == second)  # 1 is not true here
 
 
 def _parts(content: Content) -> list[_Written]:

@@ -65,7 +65,7 @@ class CohereEmbedRequest(RequestModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        fused = None if self.inputs is None else [given.input for given in self.inputs]
+        fused = None if self.inputs is None else [value.input for value in self.inputs]
         sources = [source for source in (self.texts, self.images, fused) if source is not None]
         if len(sources) != 1:
             raise ValueError("give exactly one of: texts, images, inputs")
@@ -133,7 +133,7 @@ async def embed_like_cohere(body: EmbedBody, state: StateDep, caller: CallerDep)
         kind: [_encoded(result.vector, body.output_dimension, kind) for result in results]
         for kind in body.embedding_types
     }
-    texts = [] if body.texts is None else [given.text for given in body.texts if isinstance(given, Text)]
+    texts = [] if body.texts is None else [input.text for input in body.texts if isinstance(input, Text)]
     units = {"input_tokens": sum(result.tokens for result in results), "images": _count_pictures(body.given)}
     answer = {"id": request_id.get(), "response_type": "embeddings_by_type", "embeddings": embeddings, "texts": texts}
     return JSON(answer | {"meta": _meta(units, warnings_of(body.field, results))})
@@ -150,7 +150,7 @@ async def rerank_like_cohere(body: RerankBody, state: StateDep, caller: CallerDe
 
 
 def _count_pictures(inputs: Sequence[Input]) -> int:
-    parts = [part for given in inputs for part in parts_of(given)]
+    parts = [part for input in inputs for part in parts_of(input)]
     return sum(isinstance(part, Media | Url) and part.modality == "image" for part in parts)
 
 
