@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Unreachable,
         UnreadableAnswer,
     )
-    from isthmus_client.inputs import Input, audio, composed, image, stored, vector, video
+    from isthmus_client.inputs import Input, array, audio, composed, image, stored, vector, video
     from isthmus_client.results import (
         Classified,
         Collection,
@@ -102,6 +102,7 @@ __all__ = [
     "Unreachable",
     "UnreadableAnswer",
     "Written",
+    "array",
     "audio",
     "composed",
     "image",

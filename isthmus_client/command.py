@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from isthmus_client import Followed, Isthmus
 
 _QUERIES_AT_ONCE, _RESULTS_AT_ONCE = 32, 5_000
-_KINDS = ("image", "video", "audio", "text")
-_MODALITIES = click.Choice(_KINDS)
 _PROBABLE = 0.7
 """Where no result has this confidence, there is probably nothing."""
 _INTERRUPTED = 130
@@ -160,7 +158,7 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
 @click.option("--then", multiple=True, metavar="STEP", help="What is to come after QUERY, in videos; repeatable.")
 @click.option("--text", "as_text", is_flag=True, help="QUERY is a text, even where there is a file of that name.")
 @click.option("-k", "--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many results.")
-@click.option("-m", "--modality", "modalities", multiple=True, type=_MODALITIES, help="Only results of it; repeatable.")
+@click.option("-m", "--modality", "modalities", multiple=True, help="Only results of it, such as image; repeatable.")
 @click.option("-c", "--collection", default="default", show_default=True, help="Where to search.")
 @click.option("--filter", "filter_json", metavar="JSON", help='On metadata, as {"year": {"$gte": 2000}}.')
 @click.option("--fdr", type=click.FloatRange(0, 1, True, True), help="Only what is no chance, at this rate of errors.")

@@ -39,8 +39,9 @@ TABLE = "metadata.jsonl"
 TEXT_SUFFIXES = (".txt", ".md")
 _SOUNDS = ".wav .flac .ogg .oga .opus .mp3 .aiff .aif .aifc .caf .au .m4a .m4b .aac .3gp .amr .weba .wma .w64"
 _VIDEOS = ".mp4 .m4v .mov .mkv .webm .avi .flv .3g2 .ogv .mts .m2ts"
-SUFFIXES = IMAGE_SUFFIXES.union(_SOUNDS.split(), _VIDEOS.split())
-"""Suffixes of images, sounds and videos. The server finds out by a file's content which of them it is."""
+_ARRAYS = ".npy"
+SUFFIXES = IMAGE_SUFFIXES.union(_SOUNDS.split(), _VIDEOS.split(), [_ARRAYS])
+"""Suffixes of images, sounds, videos and arrays. The server finds out by a file's content which of them it is."""
 _UNCERTAIN_SUFFIXES = ("", ".ts")
 """A file of these is sent if it begins as an image, a sound or a video: most `.ts` files are programs."""
 _PREVIEWED = ("image", "audio")
@@ -87,6 +88,13 @@ class Listing:
         """Return the JSON file that describes a file, where there is one."""
         beside = (f"{name}.json", os.path.splitext(name)[0] + ".json")
         return next((path for path in beside if path in self.descriptions), None)
+
+    def leave_out_arrays(self) -> None:
+        """Count arrays among the files of other kinds."""
+        arrays = [name for name in self.files if name.lower().endswith(_ARRAYS)]
+        self.files = [name for name in self.files if name not in {*arrays}]
+        self.others[_ARRAYS] += len(arrays)
+        self.skipped = sorted([*self.skipped, *arrays])
 
 
 def list_folder(folder: Path) -> Listing:
@@ -168,6 +176,10 @@ class FolderIndex:
         """Read what the collection holds. Raises ClientError."""
         self._space, self._listing, self._collection = space, listing, collection
         self._mark = listing.folder.resolve().name
+        if any(name.lower().endswith(_ARRAYS) for name in listing.files):
+            towers = [tower for model in space.models() for tower in model.towers.values()]
+            if not any(tower["preprocessing"]["kind"] == "array" for tower in towers):
+                listing.leave_out_arrays()
         self._previews = space.keeps_previews()
         self._known = self._read_known()
         self._only_previewed: set[str] = set()

@@ -3,9 +3,10 @@
 | given | is |
 |---|---|
 | `str` | a text |
-| `pathlib.Path` | a file: an image, a sound or a video, by its content |
+| `pathlib.Path` | a file: an image, a sound, a video or an array (.npy), by its content |
 | `bytes` | the content of such a file |
 | `image(…)`, `audio(…)`, `video(…)` | a file or bytes, said to be an image, a sound or a video |
+| `array(…, "points")` | a .npy file or its bytes, for a modality that the bundle has besides |
 | `stored(id)`, `vector(numbers)`, `composed((part, weight), …)` | in queries: a stored item, a vector, a weighted sum |
 | a mapping | the wire's own form, as it is: `{"text": "…"}`, `{"image": "<base64>"}` |
 """
@@ -32,6 +33,7 @@ _CONTAINER = re.compile(
     re.DOTALL,
 )
 """First bytes of containers, which are sent as videos: the service turns one without moving pictures into a sound."""
+_ARRAY = re.compile(rb"\x93NUMPY")
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
 )
@@ -47,6 +49,11 @@ def audio(source: Path | bytes) -> dict[str, Any]:
 
 def video(source: Path | bytes) -> dict[str, Any]:
     return {"video": _encoded(source)}
+
+
+def array(source: Path | bytes, modality: str | None = None) -> dict[str, Any]:
+    """Return a .npy file as an input; without a modality, of the only one of the bundle that takes arrays."""
+    return {"array": _encoded(source)} | ({} if modality is None else {"modality": modality})
 
 
 def stored(item: str) -> dict[str, Any]:
@@ -87,13 +94,15 @@ def file_of(value: Input) -> bytes | None:
 
 
 def is_media(content: bytes) -> bool:
-    """Return whether it begins as an image, a sound or a video does."""
-    return any(pattern.match(content) for pattern in (_IMAGE, _SOUND, _CONTAINER))
+    """Return whether it begins as an image, a sound, a video or an array does."""
+    return any(pattern.match(content) for pattern in (_IMAGE, _SOUND, _CONTAINER, _ARRAY))
 
 
 def _of_content(content: bytes) -> dict[str, Any]:
     if _IMAGE.match(content):
         return image(content)
+    if _ARRAY.match(content):
+        return array(content)
     return video(content) if _CONTAINER.match(content) else audio(content)
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.audio import AudioLimits
-from service.contract.bundle import MODALITIES, Bundle, Modality, read_bundle
+from service.contract.bundle import Bundle, Modality, read_bundle
 from service.contract.images import ImageLimits
 from service.contract.signature import SignatureError, public_key
 from service.contract.videos import VideoLimits
@@ -132,8 +132,8 @@ class Settings(BaseSettings):
     licences: Literal["any", "commercial"] = "any"
     """commercial: refuse a bundle unless the licences of all its data sets and encoders allow commercial use. A licence
     that is not stated counts as not allowing it."""
-    modalities: Annotated[tuple[Modality, ...], NoDecode] = MODALITIES
-    """Towers to open, of those that a bundle has; with commas between. Fewer towers take less memory."""
+    modalities: Annotated[tuple[Modality, ...], NoDecode] = ()
+    """Towers to open, of those that a bundle has; with commas between. Fewer towers take less memory. Unset, all."""
     store: Path = Path("store")
     """Folder of the store, for one server process; or the word `milvus`, for any number of them."""
     milvus_uri: str = Field(default="http://127.0.0.1:19530", pattern=r"^(https?|tcp)://.+|^unix:.+|.+\.db$")

@@ -9,8 +9,9 @@ import datetime
 import hashlib
 import string
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer, normalizers
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer, Whitespace
 
+from service.contract.arrays import ArrayPreprocessing
 from service.contract.bundle import (
     EARLIER_ROWS,
     OUTPUT,
@@ -31,6 +33,7 @@ from service.contract.bundle import (
     Preprocessing,
     Projector,
     Tower,
+    front_end_of,
     sha256_file,
     space_id,
     write_bundle,
@@ -62,8 +65,12 @@ def build(
     licences: Sequence[Licence | str] = (),
     *,
     bert: bool = False,
+    further: Mapping[str, Preprocessing] = MappingProxyType({}),
 ) -> Bundle:
-    """Write the bundle to `target`. Another seed is another space. `bert`: with BERT's normaliser and words."""
+    """Write the bundle to `target`. Another seed is another space. `bert`: with BERT's normaliser and words.
+
+    `further` towers read arrays of rows of three numbers, and see the largest of each: the first is red, the second
+    green, the third blue; or they read what one of the others reads, and see the same."""
     rng = np.random.default_rng(seed)
     image = rng.standard_normal((3 * 4, DIMENSIONS)).astype(np.float32)
     audio = rng.standard_normal((AUDIO.n_mels, DIMENSIONS)).astype(np.float32)
@@ -72,7 +79,11 @@ def build(
         "audio": _audio_graph(audio),
         "text": _text_graph(_word_vectors(image, audio, rng)),
     }
-    specs: dict[Modality, Preprocessing] = {"image": IMAGE, "audio": AUDIO, "text": text}
+    specs: dict[Modality, Preprocessing] = {"image": IMAGE, "audio": AUDIO, "text": text, **further}
+    colours = np.stack([colour_features(colour) @ image for colour in COLOURS.values()])
+    for modality, spec in further.items():
+        read = front_end_of(spec)
+        graphs[modality] = _array_graph(spec, colours) if isinstance(spec, ArrayPreprocessing) else graphs[read]
     with tempfile.TemporaryDirectory() as folder:
         files = {"tokenizer.json": Path(folder) / "tokenizer.json", "MODEL_CARD.md": Path(folder) / "MODEL_CARD.md"}
         _tokenizer(bert).save(str(files["tokenizer.json"]))
@@ -147,6 +158,16 @@ def _image_graph(weights: NDArray[np.float32]) -> onnx.ModelProto:
     ]
     inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])]
     return _model(nodes, inputs, {"weights": weights})
+
+
+def _array_graph(spec: ArrayPreprocessing, weights: NDArray[np.float32]) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("ReduceMax", ["array", "rows"], ["features"], keepdims=0),
+        helper.make_node("MatMul", ["features", "weights"], ["projected"]),
+        helper.make_node("LpNormalization", ["projected"], [OUTPUT], axis=1, p=2),
+    ]
+    inputs = [helper.make_tensor_value_info("array", TensorProto.FLOAT, ["batch", *spec.prepared_shape])]
+    return _model(nodes, inputs, {"weights": weights, "rows": np.array([1], np.int64)})
 
 
 def _audio_graph(weights: NDArray[np.float32]) -> onnx.ModelProto:

@@ -20,7 +20,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
-from service.contract.bundle import Modality, Precision, Preprocessing
+from service.contract.arrays import ArrayPreprocessing
+from service.contract.bundle import Modality, Precision, Preprocessing, front_end_of
 from service.contract.endpoint import EndpointPreprocessing
 from service.contract.images import ImagePreprocessing
 from service.contract.patches import LogMelPatches
@@ -28,6 +29,7 @@ from service.contract.sounds import AudioPreprocessing
 from training.audio_encoders import AudioEncoder, ClapEncoder, WaveformEncoder, WhisperEncoder
 from training.encode import efficientnet_lite, mobilenet_sounds, open_clip
 from training.encode.endpoint import Endpoint
+from training.graphs import session
 from training.image_encoders import ClipEncoder, PooledEncoder, SiglipEncoder
 from training.preprocessors import (
     LOCAL,
@@ -660,7 +662,17 @@ def _changed(source: EncoderSource, spec: T) -> T:
 
 
 def _stated(source: EncoderSource, modality: Modality, values: dict[str, Any]) -> Preprocessing:
-    stated: Preprocessing = TypeAdapter(Preprocessing).validate_python({"kind": _KIND[modality], **values})
+    try:
+        stated: Preprocessing = TypeAdapter(Preprocessing).validate_python(
+            {"kind": _KIND.get(modality, "array"), **values}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise EncoderError(
+            f"encoders.{modality}: encoder.json: preprocessing: {'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"
+        ) from None
+    if front_end_of(stated) != (source.front_end or modality):
+        raise EncoderError(f"encoders.{modality}: encoder.json: {stated.kind} is no preprocessing of its front end")
     return _changed(source, stated)
 
 
@@ -670,6 +682,12 @@ def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> Froze
         raise EncoderError(f"{folder} needs encoder.onnx and encoder.json")
     if described["modality"] != modality:
         raise EncoderError(f"{folder} is an {described['modality']} encoder, not {modality}")
+    spec = _stated(source, modality, described["preprocessing"])
+    if isinstance(spec, ArrayPreprocessing):
+        opened = session(graph)
+        names = [value.name for value in (*opened.get_inputs(), *opened.get_outputs())]
+        if names != [*spec.inputs, "features"]:
+            raise EncoderError(f"{graph} has the input and output {names}: they must be called array and features")
     labels = tuple(described.get("labels", ()))
     if source.concepts and not labels:
         raise EncoderError(f"encoders.{modality}: {folder} has no labels in its encoder.json: no concepts")
@@ -678,7 +696,7 @@ def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> Froze
         source=described["name"],
         width=described["features"],
         weights_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
-        preprocessing=_stated(source, modality, described["preprocessing"]),
+        preprocessing=spec,
         licence=source.licence or described.get("licence"),
         onnx=graph,
         tokenizer=folder / "tokenizer.json" if modality == "text" else None,
@@ -720,6 +738,8 @@ def example_inputs(spec: Preprocessing, batch: int) -> Sequence[NDArray[Any]]:
         return spec.collate([sound] * batch)[:-1]
     if isinstance(spec, EndpointPreprocessing):
         return [np.ones((batch, len(spec.probe)), np.float32)]
+    if isinstance(spec, ArrayPreprocessing):
+        return [np.zeros((batch, *spec.prepared_shape), np.float32)]
     return [np.full((batch, 5), 4, np.int64), np.ones((batch, 5), np.int64)]
 
 

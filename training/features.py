@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from service.contract.arrays import ArrayPreprocessing
 from service.contract.audio import decode_audio
 from service.contract.bundle import effective
 from service.contract.endpoint import EndpointPreprocessing
@@ -205,7 +206,7 @@ class Online:
 
 def _chunk(encoder: FrozenEncoder, tokens: bool) -> int:
     """How many items are encoded at a time."""
-    return _CHUNK[encoder.modality] * (8 if _fast(encoder, tokens)[0] == "cuda" else 1)
+    return _CHUNK.get(encoder.modality, 128) * (8 if _fast(encoder, tokens)[0] == "cuda" else 1)
 
 
 def _encode(
@@ -397,6 +398,8 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
                 return preprocess_image(view, at_size)
             if isinstance(spec, AudioPreprocessing):
                 return spec.prepare(decode_audio(item_bytes(item), spec.sampling_rate))
+            if isinstance(spec, ArrayPreprocessing):
+                return spec.read(item_bytes(item))
             assert tokenizer is not None
             return tokenizer.encode(spec.prefixed(str(item), "query"))
         except (InputError, OSError) as error:
@@ -407,7 +410,7 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
 
 def collate(spec: Any, prepared: Sequence[Any]) -> list[NDArray[Any]]:
     """Prepared items → the inputs of their tower's graph, in the order of its preprocessing's `inputs`."""
-    if isinstance(spec, ImagePreprocessing):
+    if isinstance(spec, ImagePreprocessing | ArrayPreprocessing):
         return [np.stack(prepared)]
     if isinstance(spec, AudioPreprocessing):
         return spec.collate(prepared)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.bundle import Modality
 from training.data import shards
 from training.data.shards import Medium, Member
 from training.errors import TrainingError
@@ -23,6 +24,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SUFFIXES = {
     "image": {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"},
     "audio": {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"},
+    "array": {".npy"},
 }
 BROKEN = 0.1
 """Share of a set that may be broken: beyond it, it is another set than was meant."""
@@ -38,7 +40,7 @@ class Pairs:
     """The pairs of one source and split."""
 
     name: str
-    modality: Literal["image", "audio"]
+    modality: Modality
     media: Sequence[Medium]
     texts: list[str]
     """Every distinct text once."""
@@ -75,7 +77,7 @@ class Gathered:
     def pairs(
         self,
         name: str,
-        modality: Literal["image", "audio"],
+        modality: Modality,
         media: Sequence[Medium],
         classes: list[str],
         weight: float = 1.0,
@@ -222,7 +224,7 @@ def table_rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[s
     if source.table is None:
         folder = recipe.path(source.folder)
         for path in sorted(folder.glob("*/*")):
-            if path.suffix.lower() in SUFFIXES[source.modality]:
+            if path.suffix.lower() in SUFFIXES.get(source.modality, SUFFIXES["array"]):
                 yield {source.media: str(path.relative_to(folder)), "label": path.parent.name}
         return
     files = table_files(recipe, name, source)

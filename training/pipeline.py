@@ -283,7 +283,7 @@ def _samples(recipe: Recipe, frozen: Encoders, folder: Path | None) -> dict[Moda
     if folder is not None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for modality in frozen:
-            suffixes = SUFFIXES.get(modality, set())
+            suffixes = SUFFIXES.get(modality, SUFFIXES["array"])
             result[modality] = [path for path in files if path.suffix.lower() in suffixes][:_SAMPLES]
         return result | {"text": prompts}
     for name, source in recipe.pairs.items():

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.contract.bundle import Modality, Precision
+from service.contract.bundle import MODALITIES, Modality, Precision
+from service.contract.bundle import RESERVED as RESERVED_NAMES
 from service.contract.licences import Licence, Terms
 from training.errors import TrainingError
 
@@ -96,6 +97,9 @@ class EncoderSource(_Model):
     vectors: Path | None = None
     """A file of JSON lines, each a `text` and its `vector`: these texts are not sent. Without an endpoint, all texts
     that training needs must be in it."""
+    front_end: Literal["array"] | None = None
+    """Of a modality that is none of the three: how its files are read. `onnx` then names a folder whose encoder.json
+    says the shape of the arrays."""
     subfolder: str = ""
     licence: str | None = None
     preprocessing: dict[str, Any] = {}
@@ -143,7 +147,7 @@ class EncoderSource(_Model):
 class PairSource(_Model):
     """A set of (media, text) pairs: captions, or labels turned into captions by templates."""
 
-    modality: Literal["image", "audio"]
+    modality: Modality
     table: str | Path | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """CSV, TSV or JSONL with one row per pair, a caption file of COCO's (JSON), or shards that hold their media
     (training.data.shards): a path, a glob, an address, or several. Without it `folder` holds one sub-folder per
@@ -388,7 +392,7 @@ class Recipe(_Model):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     description: str = ""
     data: DataRoot = DataRoot()
-    encoders: dict[Literal["image", "audio", "text"], EncoderSource]
+    encoders: dict[Modality, EncoderSource]
     pairs: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], PairSource]
     texts: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], TextSource] = {}
     """Caption-only sets. Where there are any, the text projector is computed from them (training.heads.captions), and
@@ -396,7 +400,7 @@ class Recipe(_Model):
     projector: ProjectorSpec = ProjectorSpec()
     train: TrainSpec = TrainSpec()
     export: ExportSpec = ExportSpec()
-    templates: dict[Literal["image", "audio"], list[str]] = {}
+    templates: dict[Modality, list[str]] = {}
     leaks: LeakSpec = LeakSpec()
     emergent: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], EmergentSpec] = {}
     licences: tuple[Licence, ...] = ()
@@ -412,11 +416,20 @@ class Recipe(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for modality, encoder in self.encoders.items():
+            if (modality in MODALITIES) != (encoder.front_end is None) or (encoder.front_end and encoder.onnx is None):
+                raise ValueError(
+                    f"encoders.{modality}: front_end: array, with onnx, is for a modality that is none of "
+                    f"{', '.join(MODALITIES)}, and needed there"
+                )
+            if modality not in MODALITIES and modality in RESERVED_NAMES:
+                raise ValueError(f"encoders.{modality}: no modality can have this name")
             if (encoder.endpoint or encoder.vectors) and (modality != "text" or self.projector.needs_tokens):
                 raise ValueError(f"encoders.{modality}: an endpoint is for texts, and for heads of pooled features")
         if "text" not in self.encoders or len(self.encoders) < 2:
-            raise ValueError("encoders must name text and at least one of image and audio")
+            raise ValueError("encoders must name text and at least one other, such as image")
         for name, source in self.pairs.items():
+            if source.modality == "text":
+                raise ValueError(f"pairs.{name} pairs texts with texts: the modality is that of the media")
             if source.modality not in self.encoders:
                 raise ValueError(f"pairs.{name} has {source.modality} media, and there is no {source.modality} encoder")
             if source.supervision == "concepts" and not self.encoders[source.modality].concepts:

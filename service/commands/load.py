@@ -223,6 +223,8 @@ def _entries(where: str, columns: Mapping[str, Any], manifest: Manifest, collect
     except (ValidationError, IsthmusError) as error:
         message = words_of(error.errors()[0]) if isinstance(error, ValidationError) else "the metadata are not JSON"
         raise LoadError(f"{where}: {message}") from None
+    if unknown := sorted({*modalities} - {*manifest.stored_modalities}):
+        raise LoadError(f"{where}: {unknown[0]} is no modality of the bundle {manifest.name}")
     vectors = _vectors(where, columns["vector"], manifest.dimensions)
     texts = lists.get("text", [None] * count)
     # The last row of a repeated id counts, as it would if the rows were in two batches.

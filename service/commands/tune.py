@@ -126,7 +126,11 @@ def tune(
     bundle: Bundle, settings: Settings, media: Path | None, texts: Path | None, *, full: bool, seconds: float
 ) -> tuple[list[_Tried], dict[Modality, Choice]]:
     """Try everything, and return it with the choice of each tower. Raises SettingsError, BundleError, TowerError."""
-    ways = {name: handling(bundle, name, settings) for name in bundle.manifest.towers if name in settings.modalities}
+    ways = {
+        name: handling(bundle, name, settings)
+        for name in bundle.manifest.towers
+        if name in (settings.modalities or bundle.manifest.towers)
+    }
     given = _read(bundle, ways, media, texts)
     tried: list[_Tried] = []
     towers: dict[Modality, Choice] = {}

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.contract.abstention import Detector
+from service.contract.arrays import ArrayPreprocessing
 from service.contract.endpoint import EndpointPreprocessing
 from service.contract.files import read_file
 from service.contract.graphs import NotAGraph, external_files
@@ -35,11 +36,17 @@ from service.contract.windows import LogMelWindows
 SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"
 
-Modality = Literal["image", "audio", "text"]
+FrontEnd = Literal["image", "audio", "text", "array"]
+"""How an input is read before a tower sees it."""
+RESERVED = ("image", "audio", "text", "video", "array", "vector", "file", "id", "compose", "string", "list", "object")
+"""Names that no further modality may have, for they mean something else in requests."""
+Modality = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,15}$")]
+"""Name of a tower: image, audio, text, or another that a bundle chooses for a further sense."""
 # bound: a projector of another space, and the map from there into this one. none: the encoder has a projection of its
 # own, and its vectors are only brought to length 1.
 ProjectorKind = Literal["linear", "mlp", "glu", "token", "attention", "bound", "none"]
-MODALITIES: tuple[Modality, ...] = ("image", "audio", "text")
+MODALITIES: tuple[Literal["image", "audio", "text"], ...] = ("image", "audio", "text")
+"""The modalities whose front end is their own name."""
 Precision = Literal["fp32", "fp16", "int8"]
 Accelerator = Literal["cpu", "cuda"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -52,17 +59,24 @@ _DAMAGED = "{} is damaged: its checksum is not the manifest's"
 # What a bundle may hold besides graphs: nothing that runs when it is read. `.data`: weights that graphs keep outside.
 _OTHERS = (".data", ".json", ".md", ".safetensors", ".txt")
 Preprocessing = Annotated[
-    ImagePreprocessing | LogMelPatches | LogMelWindows | Waveforms | TextPreprocessing | EndpointPreprocessing,
+    ImagePreprocessing
+    | LogMelPatches
+    | LogMelWindows
+    | Waveforms
+    | TextPreprocessing
+    | EndpointPreprocessing
+    | ArrayPreprocessing,
     Field(discriminator="kind"),
 ]
 
-_MODALITY_OF_KIND: Mapping[str, Modality] = {
+_FRONT_ENDS: Mapping[str, FrontEnd] = {
     "image": "image",
     "log_mel_patches": "audio",
     "log_mel_windows": "audio",
     "waveform": "audio",
     "text": "text",
     "endpoint": "text",
+    "array": "array",
 }
 
 # Settings that came after the first spaces: at these values they change no vector, and are left out of hashes.
@@ -183,7 +197,7 @@ class Manifest(_Model):
     dimensions: int = Field(gt=0, le=16_384)
     matryoshka: tuple[int, ...] = ()
     """Shorter lengths that the projectors were trained to be cut to; any length may be asked for."""
-    towers: dict[Modality, Tower] = Field(min_length=1)
+    towers: dict[Modality, Tower] = Field(min_length=1, max_length=16)
     temperature: float = Field(gt=0)
     """Softmax temperature of similarities that training learned; scores are softmax(similarity / temperature)."""
     bias: float | None = None
@@ -205,8 +219,10 @@ class Manifest(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
         for modality, tower in self.towers.items():
-            if _MODALITY_OF_KIND[tower.preprocessing.kind] != modality:
+            if modality in MODALITIES and front_end_of(tower.preprocessing) != modality:
                 raise ValueError(f"the {modality} tower has {tower.preprocessing.kind} preprocessing")
+            if modality not in MODALITIES and (modality in RESERVED or tower.preprocessing.kind == "endpoint"):
+                raise ValueError(f"a tower cannot be called {modality}, with {tower.preprocessing.kind} preprocessing")
             if isinstance(tower.preprocessing, TextPreprocessing) and tower.preprocessing.tokenizer not in self.files:
                 raise ValueError(f"the tokenizer {tower.preprocessing.tokenizer} is not among the files")
         graphs = [tower.graph(precision)[0] for tower in self.towers.values() for precision in tower.precisions]
@@ -227,6 +243,11 @@ class Manifest(_Model):
         if self.space != space_id(self.dimensions, self.towers):
             raise ValueError("the space id does not match the towers")
         return self
+
+    @property
+    def stored_modalities(self) -> tuple[Modality, ...]:
+        """Return the modalities that stored items may have: the names of towers, `vector` and `video`."""
+        return tuple(dict.fromkeys((*MODALITIES, "vector", "video", *self.towers)))
 
     @property
     def parts(self) -> tuple[Licence, ...]:
@@ -282,6 +303,10 @@ class Bundle:
             if name not in self.manifest.files:
                 _check_graph(path, self.manifest, file)
             yield path
+
+
+def front_end_of(preprocessing: Preprocessing) -> FrontEnd:
+    return _FRONT_ENDS[preprocessing.kind]
 
 
 def effective(preprocessing: Preprocessing) -> dict[str, Any]:

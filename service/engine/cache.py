@@ -18,7 +18,7 @@ import numpy as np
 import redis.asyncio
 from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
 
-from service.contract.bundle import Modality
+from service.contract.bundle import MODALITIES, Modality
 from service.engine.inputs import Decoded, Embedded, Media, Single, Text, TokenIds
 from service.settings import SettingsError
 
@@ -54,15 +54,17 @@ def keys_of(space: str, precisions: Mapping[Modality, str], inputs: Sequence[Sin
     kind: str
     for given in inputs:
         match given:
-            case Text(text, role):
-                modality, content = "text", text.encode("utf-8", "surrogatepass")
+            case Text(text, role, modality):
+                content = text.encode("utf-8", "surrogatepass")
                 kind = "text" if role == "query" else role
             case TokenIds(ids):
                 modality, kind, content = "text", "ids", ",".join(map(str, ids)).encode()
             case Media():
-                modality, kind, content = given.modality, given.modality, given.data
+                modality, kind, content = given.modality, given.kind, given.data
             case Decoded():
                 modality, kind, content = given.modality, f"{given.modality} {given.value.shape}", given.value.tobytes()
+        if modality not in MODALITIES:
+            kind = f"{modality} {kind}"
         precision = precisions.get(modality, "none")
         keys.append(f"isthmus:3:{space}:{precision}:{kind}:{hashlib.sha256(content).hexdigest()}")
     return keys

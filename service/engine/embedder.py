@@ -6,6 +6,7 @@ threads (so one bad input fails alone, before the queue), wait in the queue of t
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.audio import Recording
-from service.contract.bundle import Bundle, Modality
+from service.contract.bundle import Bundle, Modality, front_end_of
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.images import ImagePreprocessing
 from service.contract.sounds import AudioPreprocessing, stretches
@@ -70,6 +71,8 @@ _CHUNK_BYTES = 131_072
 """Bytes of media that one hop to a thread decodes: the hop costs a tenth of decoding a small photograph."""
 _TOGETHER = 12
 """Moments of a long sound that are decoded and embedded at a time: two minutes."""
+
+_NO_ARRAYS = "the data is an array (.npy), and no tower for arrays is served here"
 
 Result = TypeVar("Result")
 
@@ -148,7 +151,7 @@ class Embedder:
         and RateLimited before any work, DeadlineExceeded, and NotReady at shutdown; a cancelled call withdraws what it
         waits for.
         """
-        if any(isinstance(given, Url | Video | Fused) for given in inputs):
+        if any(isinstance(given, Url | Video | Fused) or _is_unnamed(given) for given in inputs):
             inputs = await self.read(inputs, caller)
         has_fused = any(isinstance(given, Fused) for given in inputs)
         parts = [part for given in inputs for part in parts_of(given)] if has_fused else inputs
@@ -182,20 +185,31 @@ class Embedder:
         urls = {place: part for place, part in enumerate(parts) if isinstance(part, Url)}
         fetched: dict[int, bytes | InputError] = {}
         if caller.fetches is not None and urls:
-            addresses = [(part.modality, part.url) for part in urls.values()]
+            addresses = [(part.kind, part.url) for part in urls.values()]
             fetched = dict(zip(urls, await caller.fetches.all(addresses), strict=True))
         read: list[Part] = []
         for place, part in enumerate(parts):
             if isinstance(part, Url):
                 file = fetched.get(place, FetchDisabled(NOT_FETCHED))
-                read.append(Media(part.modality, file) if isinstance(file, bytes) else Unreadable(file))
+                read.append(part.holding(file) if isinstance(file, bytes) else Unreadable(file))
             elif isinstance(part, Video) and not part.opened:
                 read.append(await self.in_worker(partial(opened, part)))
+            elif isinstance(part, Media) and _is_unnamed(part):
+                read.append(self._named(part))
             else:
                 read.append(part)
         return [
             given.with_parts(group) if isinstance(given, Fused) else group[0] for given, group in by_input(inputs, read)
         ]
+
+    def _named(self, array: Media) -> Part:
+        """Return an array with the modality of the only tower that takes arrays."""
+        towers = self.manifest.towers
+        names = [name for name in self.channels if front_end_of(towers[name].preprocessing) == "array"]
+        if len(names) == 1:
+            return replace(array, modality=names[0], front_end="array")
+        told = f"say which modality the array is of: {', '.join(names)}" if names else _NO_ARRAYS
+        return Unreadable(UnsupportedMedia(told))
 
     async def _embed(self, inputs: Sequence[Single], caller: Caller) -> list[Embedded | InputError]:
         """Embed inputs together, or piece by piece where there are too many for the queue."""
@@ -356,7 +370,7 @@ class Embedder:
             flight.waiting += 1
             flights[key] = flight
         for modality, making in new.items():
-            if modality == "text":
+            if all(length_of(given) < math.inf for given, _ in making):
                 self._begin(self._make(modality, _chunks(making, length_of, _CHUNK_CHARS, len(making)), background))
             else:  # side by side, and never so many together that another worker has nothing to do
                 most = -(-len(making) // self._decode_workers)
@@ -426,6 +440,10 @@ class Embedder:
             return (await self._pool.run(partial(_prepare_each, channel.handling.prepare, [input])))[0]
         except WorkerDied:
             return InferenceFailed("the server failed to read this input")
+
+
+def _is_unnamed(given: Input) -> bool:
+    return isinstance(given, Media) and given.modality == "array"
 
 
 def _file_bytes(given: Single) -> int:

@@ -1,24 +1,26 @@
-"""The differences between images, sounds and texts: how to prepare an input, its cost, and how inputs make up a
+"""The differences between images, sounds, texts and arrays: how to prepare an input, its cost, and how inputs make up a
 call."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.contract.arrays import ArrayPreprocessing
 from service.contract.audio import hear
-from service.contract.bundle import Bundle, BundleError, Modality
+from service.contract.bundle import Bundle, BundleError, Modality, front_end_of
 from service.contract.endpoint import EndpointPreprocessing
-from service.contract.errors import InputError
+from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.images import ImagePreprocessing, preprocess_image, see_image
 from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.engine.batcher import Budget, Prepared
 from service.engine.endpoint import CANARY
-from service.engine.inputs import Decoded, Media, Single, Text, TokenIds, length_of
+from service.engine.inputs import Decoded, Media, Single, Text, TokenIds, length_of, reading_of
 from service.engine.towers import AUDIO_CALL_S, Arrays
 from service.settings import Settings
 
@@ -48,6 +50,18 @@ class Handling:
 
 def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling:
     """Return the bundle's handling of a modality. Raises BundleError where its tokenizer does not fit."""
+    made = _handling(bundle, modality, settings)
+    front_end = front_end_of(bundle.manifest.towers[modality].preprocessing)
+
+    def prepare(given: Single) -> Prepared:
+        if reading_of(given) != front_end:
+            raise UnsupportedMedia(f"the modality {modality} is sent as: {front_end}")
+        return made.prepare(given)
+
+    return replace(made, prepare=prepare)
+
+
+def _handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling:
     preprocessing = bundle.manifest.towers[modality].preprocessing
     match preprocessing:
         case ImagePreprocessing():
@@ -63,6 +77,8 @@ def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling
             return _texts(tokenizer, preprocessing, settings)
         case EndpointPreprocessing():
             return _plain_texts(preprocessing, settings)
+        case ArrayPreprocessing():
+            return _arrays(preprocessing, settings)
 
 
 def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
@@ -86,6 +102,21 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
         return Budget(settings.batch_images or best or (2 if on_cpu else 32))
 
     return Handling(prepare, collate, budget, canary)
+
+
+def _arrays(spec: ArrayPreprocessing, settings: Settings) -> Handling:
+    def prepare(given: Single) -> Prepared:
+        assert isinstance(given, Media)
+        return Prepared(spec.read(given.data), size=1)
+
+    def collate(arrays: Sequence[NDArray[np.float32]]) -> Arrays:
+        return dict(zip(spec.inputs, (np.stack(arrays),), strict=True))
+
+    def budget(on_cpu: bool, best: int | None) -> Budget:
+        return Budget(settings.batch_images or best or (8 if on_cpu else 32))
+
+    ramp = np.linspace(-1.0, 1.0, math.prod(spec.prepared_shape)).reshape(spec.prepared_shape)
+    return Handling(prepare, collate, budget, Prepared(spec.prepare(ramp), size=1))
 
 
 def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:

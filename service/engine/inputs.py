@@ -1,8 +1,8 @@
 """Inputs that can be embedded, as they are read once at every entrance, and their results.
 
 Base64 is decoded, a file is told by its content, and an input that cannot be read is `Unreadable`, so that it fails
-alone and in its own place. `Url` and `Video` are looked into by `Embedder.read`: the one is fetched, and of the other
-only its container's index says whether it has moving pictures.
+alone and in its own place. `Embedder.read` looks into three: a `Url` is fetched, of a `Video` only its container's
+index says whether it has moving pictures, and an array that names no modality goes to the only tower of arrays.
 """
 
 import base64
@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract import audio, images
-from service.contract.bundle import Modality
+from service.contract.arrays import NPY
+from service.contract.bundle import FrontEnd, Modality
 from service.contract.containers import UNKNOWN, container_of, is_footage
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
@@ -31,8 +32,8 @@ from service.settings import Limits
 
 T = TypeVar("T")
 Kind = Literal["image", "audio"]
-StoredModality = Literal["image", "audio", "text", "vector", "video"]
-"""Source of an item; `vector` where the client gave the vector and no modality."""
+StoredModality = Modality
+"""Source of an item: the name of a tower, `video`, or `vector` where the client gave the vector and no modality."""
 
 _WHITESPACE = str.maketrans("", "", " \t\r\n")
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -56,6 +57,7 @@ class Text:
     text: str
     role: Role = "query"
     """Role that selects the encoder's instructions: query or stored document."""
+    modality: Modality = "text"
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,20 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class Media:
-    """An image file or a sound file, not yet decoded."""
+    """A file of an image, a sound or an array, not yet decoded."""
 
-    modality: Kind
+    modality: Modality
+    """Tower that embeds it; `array` stands for the only tower that takes arrays (`Embedder.read`)."""
     data: bytes
     show: Callable[[Image.Image], None] | None = field(default=None, compare=False)
     """Called with a thumbnail of the picture, as `see_image` makes it, if the picture is decoded to be embedded."""
+    front_end: FrontEnd | None = None
+    """How it is read; None: as its modality is named."""
+
+    @property
+    def kind(self) -> FrontEnd:
+        """Return how the file is read: image, audio or array."""
+        return self.front_end or cast("FrontEnd", self.modality)
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,17 @@ class Video:
 class Url:
     """The URL of an image or a sound."""
 
-    modality: Kind
+    modality: Modality
     url: str
+    front_end: FrontEnd | None = None
+
+    @property
+    def kind(self) -> Kind:
+        return "image" if (self.front_end or self.modality) == "image" else "audio"
+
+    def holding(self, data: bytes) -> Media:
+        """Return the file that lies there."""
+        return Media(self.modality, data, front_end=self.front_end)
 
 
 @dataclass(frozen=True)
@@ -166,13 +185,32 @@ class Embedded:
 # Reading
 
 
-def read(kind: Literal["string", "text", "image", "audio", "video", "file"], given: str | bytes) -> Part:
+def read(
+    kind: Literal["string", "text", "image", "audio", "video", "array", "file"],
+    given: str | bytes,
+    modality: Modality | None = None,
+) -> Part:
     """Read a client's value as an input; `Unreadable` where it is not valid.
 
     A string is a text, or the file that it holds where it is a data: URI of an image, a sound or a video; a text is a
     text. The other kinds are files: base64, a data: URI or bytes, and of an image or a sound perhaps its URL. What a
-    `file` is, only its content says.
+    `file` is, only its content says. `modality` names the tower, where it is not that of the kind.
     """
+    part = _read(kind, given)
+    return part if modality is None else sent_to(part, modality)
+
+
+def sent_to(part: Part, modality: Modality) -> Part:
+    """Return an input for the tower of a modality."""
+    match part:
+        case Text():
+            return replace(part, modality=modality)
+        case Media() | Url():
+            return replace(part, modality=modality, front_end=None if modality == part.kind else part.kind)
+    return part
+
+
+def _read(kind: Literal["string", "text", "image", "audio", "video", "array", "file"], given: str | bytes) -> Part:
     try:
         if isinstance(given, str):
             uri = uri_kind(given) if kind in ("string", "text") else None
@@ -187,7 +225,7 @@ def read(kind: Literal["string", "text", "image", "audio", "video", "file"], giv
                 raise FetchDisabled(NOT_FETCHED)
             given = media_bytes(given)
         match kind:
-            case "image" | "audio":
+            case "image" | "audio" | "array":
                 return Media(kind, given)
             case "video":
                 return Video(given)
@@ -204,6 +242,8 @@ def of_file(data: bytes) -> Media | Video:
         return Media("image", data)
     if is_sound(data):
         return Media("audio", data)
+    if data.startswith(NPY):
+        return Media("array", data)
     if container_of(data) is not None:
         return Video(data)
     raise UnsupportedMedia(UNKNOWN)
@@ -241,7 +281,7 @@ def by_input(inputs: Sequence[Input], values: Iterable[T]) -> Iterator[tuple[Inp
         yield input, list(islice(iterator, len(parts_of(input))))
 
 
-def sniff(data: bytes) -> Kind | Literal["video"]:
+def sniff(data: bytes) -> str:
     """Return the kind of a file by its content. Opens containers, so call it in a thread. Raises as `of_file` does."""
     media = of_file(data)
     media = opened(media) if isinstance(media, Video) else media
@@ -283,7 +323,14 @@ def media_bytes(text: str) -> bytes:
 
 
 def modality_of(given: Single) -> Modality:
-    return given.modality if isinstance(given, Media | Decoded) else "text"
+    return "text" if isinstance(given, TokenIds) else given.modality
+
+
+def reading_of(given: Single) -> FrontEnd:
+    """Return how an input is read."""
+    if isinstance(given, Media):
+        return given.kind
+    return given.modality if isinstance(given, Decoded) else "text"
 
 
 def length_of(given: Single) -> float:
@@ -305,9 +352,9 @@ def costs_of(inputs: Sequence[Single], limits: Limits | None) -> Costs:
             costs["pixels" if given.modality == "image" else "seconds"] += given.cost
         elif not isinstance(given, Media):
             costs["characters"] += length_of(given)
-        elif limits is not None and given.modality == "image":
+        elif limits is not None and given.kind == "image":
             costs["pixels"] += header_pixels(given.data, limits)
-        elif limits is not None:
+        elif limits is not None and given.kind == "audio":
             costs["seconds"] += header_seconds(given.data, limits)
     return costs
 

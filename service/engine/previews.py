@@ -117,7 +117,7 @@ class Previewer:
     def watched(self, inputs: Iterable[Input]) -> list[Input]:
         """Return the same inputs; of those that are decoded to be embedded, `previews` decodes no picture again."""
         return [
-            replace(given, show=_Sketch()) if isinstance(given, Media) and given.modality == "image" else given
+            replace(given, show=_Sketch()) if isinstance(given, Media) and given.kind == "image" else given
             for given in inputs
         ]
 
@@ -141,7 +141,7 @@ class Previewer:
 
     def _preview(self, media: Media) -> Preview | None:
         try:
-            if media.modality == "image":
+            if media.kind == "image":
                 return preview_image(media.data, self._images)
             return preview_audio(media.data, self._sounds)
         except InputError as error:

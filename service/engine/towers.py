@@ -137,15 +137,17 @@ def open_towers(
     bundle: Bundle,
     device: Device,
     threads: int,
-    modalities: Collection[Modality] = MODALITIES,
+    modalities: Collection[Modality] = (),
     precision: PrecisionChoice = "auto",
     gpus: Gpus = Gpus(),
     choices: Mapping[Modality, Choice] = MappingProxyType({}),
     endpoint: Callable[[], Tower] | None = None,
 ) -> dict[Modality, Tower]:
-    """Open the towers of those of the bundle's modalities that are in `modalities`; `endpoint` opens one whose texts an
-    API embeds. Raises TowerError, SettingsError."""
-    chosen = [modality for modality in bundle.manifest.towers if modality in modalities]
+    """Open the towers of those of the bundle's modalities that are in `modalities`, or of all where that is empty;
+    `endpoint` opens one whose texts an API embeds. Raises TowerError, SettingsError."""
+    chosen = [modality for modality in bundle.manifest.towers if not modalities or modality in modalities]
+    if unknown := sorted({*modalities} - {*MODALITIES, *chosen}):
+        raise TowerError(f"{bundle.path} has no tower called {unknown[0]} (ISTHMUS_MODALITIES)")
     if not chosen:
         raise TowerError(f"{bundle.path} has no tower for any of: {', '.join(modalities)} (ISTHMUS_MODALITIES)")
     towers: dict[Modality, Tower] = {}

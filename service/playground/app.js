@@ -2,7 +2,7 @@
 
 import { key, onUnauthorised, pathOf, send } from "./api.js";
 import { addView } from "./add.js";
-import { dressChips } from "./asking.js";
+import { addChips, dressChips } from "./asking.js";
 import { browseView } from "./browse.js";
 import { classifyView } from "./classify.js";
 import { closeDetail, isOpen } from "./detail.js";
@@ -207,10 +207,11 @@ addEventListener("drop", async (event) => {
 // Start
 
 async function start() {
-  await app.refresh();
+  const asked = send({ path: "/models" });
+  await Promise.allSettled([app.refresh(), asked.then(({ models: [{ towers }] }) => addChips(Object.keys(towers)))]);
   route();
   try {
-    const { models, previews } = await send({ path: "/models" });
+    const { models, previews } = await asked;
     app.previews = previews ?? null;
     const [{ name, dimensions, towers }] = models;
     const all = app.collections.reduce((sum, each) => sum + each.count, 0);

@@ -5,12 +5,12 @@ import { $, el } from "./dom.js";
 import { filtersIn } from "./filters.js";
 import { keepFile, keptFile } from "./keeping.js";
 import { filePart, partsIn } from "./parts.js";
-import { nameOf } from "./items.js";
+import { KINDS, addKind, nameOf } from "./items.js";
 
 /** `changed` is told of every change; `keys()` are metadata keys to suggest; `collection()` is the present one. */
 export function asking({ changed, keys, collection }) {
   const words = $("words");
-  const boxes = [...document.querySelectorAll("[name=modality]")];
+  const boxes = () => [...document.querySelectorAll("[name=modality]")];
   const parts = partsIn($("parts"), { weighted: true, changed, collection });
   const filters = filtersIn($("filters"), {
     keys,
@@ -50,7 +50,7 @@ export function asking({ changed, keys, collection }) {
 
   const stored = (id) => send({ path: pathOf("/items", id), query: { collection: collection(), include: "preview" } }).catch(() => null);
 
-  const kinds = () => boxes.filter((box) => box.checked).map((box) => box.value);
+  const kinds = () => boxes().filter((box) => box.checked).map((box) => box.value);
 
   const api = {
     parts,
@@ -96,7 +96,7 @@ export function asking({ changed, keys, collection }) {
       words.value = state.words;
       parts.clear();
       wordsPart = null;
-      for (const box of boxes) box.checked = state.kinds.includes(box.value);
+      for (const box of boxes()) box.checked = state.kinds.includes(box.value);
       filters.set(state.where);
       dressFilters();
       openFilters(state.where.length > 0);
@@ -122,7 +122,7 @@ export function asking({ changed, keys, collection }) {
       wordsPart = null;
     },
     onlyKind(kind) {
-      for (const box of boxes) box.checked = box.value === kind;
+      for (const box of boxes()) box.checked = box.value === kind;
     },
     addItem: (item, weight = 1) => parts.add({ kind: "item", id: item.id, weight, modality: item.modality, seen: isSeen(item), name: nameOf(item) }),
     addText() {
@@ -164,8 +164,15 @@ export function asking({ changed, keys, collection }) {
 
 const isSeen = (item) => Boolean(item.preview?.media_type?.startsWith("image/"));
 
+/** A chip for each kind that the bundle has besides pictures, videos, sounds and texts. */
+export function addChips(kinds) {
+  for (const kind of kinds.filter((name) => !(name in KINDS)))
+    $("kinds").append(el("label", {}, el("input", { type: "checkbox", name: "modality", value: kind }), el("span", {}, addKind(kind))));
+}
+
 /** Chips of kinds, with how many items there are of each. */
 export function dressChips(counts) {
+  addChips(Object.keys(counts ?? {}));
   for (const box of document.querySelectorAll("[name=modality]")) {
     const count = counts?.[box.value];
     const label = box.nextElementSibling;

@@ -6,6 +6,9 @@ export const KINDS = { image: "Picture", video: "Video", audio: "Sound", text: "
 export const MANY = { image: "Pictures", video: "Videos", audio: "Sounds", text: "Texts", vector: "Vectors" };
 export const ICONS = { image: "image", video: "video", audio: "sound", text: "text", vector: "vector" };
 
+/** Learn of a modality that the bundle has besides: it is called by its own name. Returns that. */
+export const addKind = (name) => (KINDS[name] = MANY[name] = name[0].toUpperCase() + name.slice(1).replaceAll("_", " "));
+
 /** Metadata that the index keeps for itself: what a file was when it was stored, its folder, its month. */
 const OF_THE_INDEX = "file";
 const isOfTheIndex = (key) => key === OF_THE_INDEX || key.startsWith(`${OF_THE_INDEX}.`);

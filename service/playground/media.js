@@ -5,6 +5,7 @@ const OTHER_IMAGES = /\.(jxl|ico)$/i;
 const SOUNDS = /\.(wav|flac|ogg|oga|opus|mp3|aiff?|caf|au)$/i;
 const OTHER_SOUNDS = /\.(m4a|m4b|aac|weba|wma|amr)$/i;
 const VIDEOS = /\.(mp4|m4v|mov|mkv|webm|avi|ogv|3gp|mts|m2ts)$/i;
+const ARRAYS = /\.npy$/i;
 const TEXTS = /\.(txt|md|markdown|text)$/i;
 
 const LARGEST_IMAGE = 25e6;
@@ -15,12 +16,13 @@ const RATE = 24_000;
 export const PEAKS = 80;
 export const LONGEST_S = 30;
 
-/** image, audio, video, text, or null for what is none of them. */
+/** image, audio, video, array, text, or null for what is none of them. */
 export function kindOf(file) {
   const { name, type } = file;
   if (IMAGES.test(name) || OTHER_IMAGES.test(name)) return "image";
   if (SOUNDS.test(name) || OTHER_SOUNDS.test(name)) return "audio";
   if (TEXTS.test(name)) return "text";
+  if (ARRAYS.test(name)) return "array";
   if (VIDEOS.test(name)) return type.startsWith("audio/") ? "audio" : "video";
   if (type.startsWith("image/") && type !== "image/svg+xml") return "image";
   return /^(audio|video)\//.exec(type)?.[1] ?? null;
@@ -32,7 +34,7 @@ export function kindOf(file) {
  */
 export async function readable(file) {
   try {
-    if (kindOf(file) === "video") return file;
+    if (["video", "array"].includes(kindOf(file))) return file;
     if (kindOf(file) === "image") {
       const known = IMAGES.test(file.name) || /^image\/(jpeg|png|webp|gif|bmp|tiff|avif|hei[cf])$/.test(file.type);
       return known && file.size <= LARGEST_IMAGE ? file : await redrawn(file);

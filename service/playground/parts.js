@@ -7,10 +7,10 @@ import { PEAKS, kindOf, readable, waveform } from "./media.js";
 import { player, stopPlaying } from "./player.js";
 import { previewRequest } from "./previews.js";
 
-/** A file as a part: {kind: "image" | "audio" | "video", file, name}. Throws where it is none of them. */
+/** A file as a part: {kind: "image" | "audio" | "video" | "array", file, name}. Throws where it is none of them. */
 export async function filePart(given) {
   const kind = kindOf(given);
-  if (!["image", "audio", "video"].includes(kind)) throw new Error(`${given.name} is no picture, sound or video`);
+  if (!["image", "audio", "video", "array"].includes(kind)) throw new Error(`${given.name} is no picture, sound or video`);
   const file = await readable(given);
   const wave = kind === "audio" ? await waveform(file) : null;
   return { kind, file, name: file.name, wave, made: file !== given || given.name.startsWith("recording-") };
@@ -27,7 +27,7 @@ export function glimpse(part, url, collection) {
     const { peaks, seconds } = part.wave ?? { peaks: Array(PEAKS).fill(40), seconds: 0 };
     return player({ name: part.name, peaks, seconds, load: async () => url });
   }
-  const blank = el("span", { class: "blank" }, icon(ICONS[part.modality ?? part.kind] ?? "text"));
+  const blank = el("span", { class: "blank" }, icon(ICONS[part.modality ?? part.kind] ?? "vector"));
   if (part.seen) blob(previewRequest(part, collection())).then((data) => {
     const image = el("img", { src: URL.createObjectURL(data), alt: "" });
     image.addEventListener("load", () => URL.revokeObjectURL(image.src));

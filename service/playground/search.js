@@ -331,7 +331,7 @@ export function searchView(app) {
     meter: $("recording"), taken: (file) => take([file]), failed: (error) => show(found, error.message, { bad: true }),
   });
   $("more-words").addEventListener("click", () => asker.addText());
-  document.querySelectorAll("[name=modality]").forEach((box) => box.addEventListener("change", () => run()));
+  $("kinds").addEventListener("change", () => run());
   $("filtering").addEventListener("click", () => asker.openFilters($("filters").hidden));
 
   /** Show large the item that the address names, wherever it is. */

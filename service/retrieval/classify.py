@@ -39,6 +39,7 @@ from service.engine.inputs import (
 from service.errors import InputFailed, InvalidRequest, input_problem
 from service.retrieval import adapters
 from service.retrieval.crops import crops
+from service.retrieval.search import check_modalities
 from service.retrieval.single_flight import Shared
 from service.runtime.fair import FairSemaphore
 from service.schemas.classify import Classified, ClassifyRequest, Grid, Label, ScoredLabel, TaughtLabel
@@ -231,10 +232,10 @@ class Classifier:
 
     async def _cells(self, image: Input, grid: Grid) -> list[Input]:
         """Return an image and its cells; where there is something wrong with it, that in the place of each."""
-        if isinstance(image, Media) and image.modality == "image":
+        if isinstance(image, Media) and image.kind == "image":
             cutting = partial(crops, image.data, grid.rows, grid.columns, self._image_limits)
             try:
-                return [image, *(Media("image", cell) for cell in await self._embedder.in_worker(cutting))]
+                return [image, *(replace(image, data=cell) for cell in await self._embedder.in_worker(cutting))]
             except InputError as error:
                 image = Unreadable(error.without_frames())
         elif not isinstance(image, Unreadable):
@@ -386,6 +387,7 @@ def templates_for(manifest: Manifest, modality: str, given: Templates | None = N
     """Return the templates for inputs of a modality: those given, else the bundle's, of which a text has none."""
     if given is not None and not isinstance(given, Mapping):
         return given
+    check_modalities(manifest, given, "templates")
     own: dict[Any, Sequence[str]] = {**manifest.templates, "text": PLAIN, **(given or {})}
     return own.get(modality, PLAIN)
 

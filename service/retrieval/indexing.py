@@ -76,12 +76,15 @@ async def embed_items(
     read = await embedder.read(in_role(contents.values(), "passage"), caller)
     inputs = dict(zip(contents, read if previewer is None else previewer.watched(read), strict=True))
     results: dict[int, Embedded | Vectors | InputError] = {}
+    known = embedder.manifest.stored_modalities
     results |= zip(vectors, unit_vectors(list(vectors.values()), embedder.manifest.dimensions), strict=True)
     if inputs:
         results |= zip(inputs, await embedder.embed(list(inputs.values()), caller, stored=True), strict=True)
     outcomes: list[Entry | InputError] = []
     for index, item in enumerate(items):
         result = results[index]
+        if index in vectors and item.modality not in known:
+            result = InputError(f"there is no modality {item.modality!r} here, only {', '.join(known)}")
         if isinstance(result, InputError):
             if fail:
                 raise InputFailed(index, result, field="items")
@@ -134,7 +137,7 @@ async def _add_previews(
 
 def _shown(content: Input) -> Sequence[Media]:
     """Return the first image or sound of an input, if it has one."""
-    return [part for part in parts_of(content) if isinstance(part, Media)][:1]
+    return [part for part in parts_of(content) if isinstance(part, Media) and part.kind != "array"][:1]
 
 
 def unit_vectors(vectors: Sequence[Vectors], dimensions: int) -> list[Vectors | InputError]:

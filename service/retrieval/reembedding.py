@@ -22,11 +22,11 @@ from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
-from service.contract.bundle import MODALITIES, Bundle
+from service.contract.bundle import Bundle
 from service.contract.errors import InputError
 from service.engine.cache import MemoryCache
 from service.engine.caller import BACKGROUND
-from service.engine.inputs import Text, read, sniff
+from service.engine.inputs import Part, Text, read, sent_to, sniff
 from service.engine.opening import open_engine
 from service.errors import InputFailed, InvalidRequest, IsthmusError
 from service.retrieval.classify import Classifier, stored_labels
@@ -118,8 +118,14 @@ class Found:
     @property
     def new(self) -> NewItem:
         item = self.item
-        content = Text(item.text or "") if self.source == "text" else read("file", self.data)
+        content = Text(item.text or "") if self.source == "text" else self._media
         return NewItem(item.id, content, item.metadata, item.collection)
+
+    @property
+    def _media(self) -> Part:
+        """Return the file for the tower that made the item's vector; a video finds its towers itself."""
+        part, modality = read("file", self.data), self.item.modality
+        return part if modality == "video" else sent_to(part, modality)
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,8 @@ class Originals:
             if not files.unchanged(path, item.metadata):
                 return f"its file in {self.folder} was changed since"
             data = path.read_bytes()
-            return data if sniff(data) == item.modality else "its file is of another kind"
+            kinds = (item.modality,) if item.modality in ("image", "audio", "video") else ("image", "audio", "array")
+            return data if sniff(data) in kinds else "its file is of another kind"
         except InputError:
             return "its file is of another kind"
         except (OSError, ValueError):  # ValueError: a name that no file can have
@@ -253,7 +260,7 @@ class Filling:
 
     async def run(self) -> Outcome:
         settings, bundle = self.settings, self.bundle
-        opened = open_engine(settings.model_copy(update={"modalities": MODALITIES}), bundle)
+        opened = open_engine(settings.model_copy(update={"modalities": ()}), bundle)
         self.embedder = opened.embedder(MemoryCache(self.cache_bytes), settings, Metrics())
         try:
             self._store = SqliteStore.open(self.new, bundle.manifest)

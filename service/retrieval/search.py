@@ -5,7 +5,7 @@ that of the store; for one that does, candidates come from the store and are put
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.bundle import Manifest
 from service.contract.errors import InputError
 from service.contract.vectors import Vectors, l2_normalise
 from service.engine.caller import PROCESS, Caller
@@ -145,6 +146,7 @@ class Searcher:
         not allow) and InputFailed.
         """
         effort = None if request.effort is None else Effort(**request.effort.model_dump())
+        check_modalities(self._embedder.manifest, request.modalities)
         scope = _Scope(request.collection, request.modalities, request.filter, effort, caller, request.field)
         embedded = await self._embedded(request.asked, scope, warn)
         if request.feedback and (lesson := await self.feedback.head(request.collection)) is not None:
@@ -515,6 +517,13 @@ def _explanation(result: Result, query: _EmbeddedQuery, request: SearchOptions) 
             "fused": result.fused,
         }
     return explained
+
+
+def check_modalities(manifest: Manifest, modalities: Iterable[str] | None, what: str = "modalities") -> None:
+    """Raises InvalidRequest for a modality that no item can have."""
+    for name in modalities or ():
+        if name not in manifest.stored_modalities:
+            raise InvalidRequest(f"{what}: there is no {name!r} here, only {', '.join(manifest.stored_modalities)}")
 
 
 def unit_vector(vector: Sequence[float] | NDArray[np.floating], dimensions: int) -> Vectors:

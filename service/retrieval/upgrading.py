@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from service.contract.bundle import Bundle, Manifest
 from service.contract.vectors import Vectors
 from service.engine.cache import MemoryCache
 from service.engine.caller import BACKGROUND
-from service.engine.inputs import Embedded, StoredModality, Text, raise_first
+from service.engine.inputs import Embedded, Text, raise_first
 from service.engine.opening import open_engine
 from service.retrieval.chance import background_texts
 from service.retrieval.indexing import NewItem, embed_items
@@ -41,8 +41,6 @@ _LEAST_PAIRS = 20
 _TESTED = 1_000
 """Items by whose answers an adapter that learned from texts is tested."""
 _TOGETHER = 64
-_ADAPTERS = {"image": "image", "video": "image", "audio": "audio", "text": "text"}
-"""Which adapter maps the items of a modality. A video's vector is mostly that of its pictures."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Upgrading(Filling):
 
     async def prepare(self) -> None:
         """Draw, learn, test, and choose the worst. What is drawn is kept beside the new store: a later run goes on."""
-        slots = {kind: of_kind for kind, of_kind in self.old.slots().items() if kind in _ADAPTERS}
+        slots = {kind: of_kind for kind, of_kind in self.old.slots().items() if kind != "vector"}
         # Slots are of this store, and vectors of these two spaces: a run between others draws its own.
         name = f"pairs.{self.old.id}.{self.old.space}.{self.bundle.manifest.space}"
         pairs = {kind: _Pairs(self.new / f"{name}.{kind}") for kind in slots if kind != "video"}
@@ -79,7 +77,7 @@ class Upgrading(Filling):
         for kind, drawn in pairs.items():
             await self._draw(kind, slots[kind], drawn)
             self._again.update(drawn.slots)
-        needed = {_ADAPTERS[kind] for kind, of_kind in slots.items() if not self._again.issuperset(of_kind)}
+        needed = {_adapter_of(kind) for kind, of_kind in slots.items() if not self._again.issuperset(of_kind)}
         for kind, drawn in pairs.items():
             if kind in needed and len(drawn.slots) >= _LEAST_PAIRS:
                 adapter = await asyncio.to_thread(Adapter, drawn.old[:MOST_PAIRS], drawn.new[:MOST_PAIRS])
@@ -161,7 +159,7 @@ class Upgrading(Filling):
 
     def _choose(self, kind: str, slots: Sequence[int]) -> None:
         """Choose what else is embedded again: the worst by the estimate, of which there are media."""
-        adapter = self._adapters.get(_ADAPTERS[kind])
+        adapter = self._adapters.get(_adapter_of(kind))
         others = [slot for slot in slots if slot not in self._again]
         if adapter is None or not others:
             return
@@ -172,7 +170,7 @@ class Upgrading(Filling):
             present += part
             errors.append(adapter(vectors)[1])
         worst = [present[place] for place in np.argsort(-np.concatenate(errors), kind="stable")]
-        if "pairs" in self.outcome.learned.get(_ADAPTERS[kind], {}):
+        if "pairs" in self.outcome.learned.get(_adapter_of(kind), {}):
             more = self._budget(len(slots)) - (len(slots) - len(others))
             self._again.update(found.item.slot for found in islice(self._found(worst), max(more, 0)))
 
@@ -181,7 +179,7 @@ class Upgrading(Filling):
             return original
         if item.modality == "vector":
             return "vector: it was given as a vector, of no known modality"
-        if any(_ADAPTERS.get(kind) not in self._adapters for kind, _ in _vectors(item)):
+        if any(_adapter_of(kind) not in self._adapters for kind, _ in _vectors(item)):
             return f"{item.modality}: there is nothing to learn an adapter from"
         return Found(item, "mapped")
 
@@ -191,7 +189,7 @@ class Upgrading(Filling):
         return super().improves(item, from_preview, mapped)
 
     def new_items(self, batch: Sequence[Found]) -> list[tuple[NewItem, float | None, Sequence[Moment]]]:
-        old = [(_ADAPTERS[kind], v) for one in batch if one.source == "mapped" for kind, v in _vectors(one.item)]
+        old = [(_adapter_of(kind), v) for one in batch if one.source == "mapped" for kind, v in _vectors(one.item)]
         places = {name: [place for place, (kind, _) in enumerate(old) if kind == name] for name, _ in old}
         new: dict[int, tuple[Vectors, float]] = {}
         for name, of_name in places.items():
@@ -206,10 +204,14 @@ class Upgrading(Filling):
                 continue
             vector, error = next(following)
             moments = [Moment(m.modality, m.start, m.end, next(following)[0]) for m in item.moments]
-            modality = cast("StoredModality", item.modality)
-            new_item = NewItem(item.id, vector, item.metadata, item.collection, modality)
+            new_item = NewItem(item.id, vector, item.metadata, item.collection, item.modality)
             result.append((new_item, error, moments))
         return result
+
+
+def _adapter_of(modality: str) -> str:
+    """Return which adapter maps the items of a modality. A video's vector is mostly that of its pictures."""
+    return "image" if modality == "video" else modality
 
 
 class _Pairs:

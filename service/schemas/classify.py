@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from service.contract.bundle import MODALITIES, Modality
+from service.contract.bundle import Modality
 from service.engine.inputs import parts_of, uri_kind
 from service.schemas.embed import InputProblem, OnError
 from service.schemas.inputs import AnyInput, Inputs, ModelName, Number, RequestModel, limits_of
@@ -26,6 +26,7 @@ from service.schemas.search import TopK
 MAX_LABELS = 10_000
 MAX_EXAMPLES = 4_096
 """Largest number of examples of a label set."""
+_MOST_MODALITIES = 16
 MAX_SCORES = 25_600
 """Largest inputs × top_k of one request: a response is written at once, and must not hold the event loop."""
 
@@ -78,8 +79,8 @@ SameTemplates = Annotated[list[Annotated[Words, AfterValidator(_one_place)]], Fi
 
 
 def _few(templates: Any) -> Any:
-    if isinstance(templates, dict) and len(templates) > len(MODALITIES):
-        raise ValueError(f"templates are for {', '.join(MODALITIES)}")
+    if isinstance(templates, dict) and len(templates) > _MOST_MODALITIES:
+        raise ValueError(f"templates are for {_MOST_MODALITIES} modalities at most")
     return templates
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from service.contract.bundle import Modality
 from service.contract.tokens import Role
 from service.schemas.inputs import AnyInput, Inputs, ModelName, RequestModel, at_most
 
@@ -41,7 +42,7 @@ class InputProblem(BaseModel):
 
 class Embedding(BaseModel):
     index: int
-    modality: Literal["image", "audio", "text", "video"] | None = None
+    modality: Modality | None = None
     embedding: list[float] | list[int] | str | None = None
     truncated: bool = Field(
         default=False,

@@ -1,4 +1,4 @@
-"""An input as a client writes it: text, an image, a sound or a video; in JSON, or as a file of a multipart form."""
+"""An input as a client writes it: text, image, sound, video or array; in JSON, or as a file of a multipart form."""
 
 import json
 import re
@@ -29,7 +29,8 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
-from service.engine.inputs import Fused, Input, Part, read
+from service.contract.bundle import Modality
+from service.engine.inputs import Fused, Input, Part, read, sent_to
 from service.errors import BodyTooLarge, MalformedRequest, words_of
 from service.settings import Limits
 
@@ -37,7 +38,9 @@ PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBA
 SOUND = "UklGRigAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQQAAACAyIA4"
 """The smallest of their kind, as examples that work: a red pixel, four samples."""
 _MEDIA = "base64, a data: URI, or an https: URL where the server fetches"
-_KINDS = ("text", "image", "audio", "video", "vector", "id", "compose")
+_KINDS = ("text", "image", "audio", "video", "array", "vector", "id", "compose")
+ARRAY = "base64 of a .npy file: float numbers of the shape that the tower takes (GET /models)."
+_SENT = ("text", "image", "audio", "array")
 _MAX_FIELDS = 40
 
 _SMALL_BYTES = 32_768
@@ -126,7 +129,7 @@ class File:
     data: bytes
 
 
-def read_as(kind: Literal["string", "text", "image", "audio", "video"]) -> GetPydanticSchema:
+def read_as(kind: Literal["string", "text", "image", "audio", "video", "array"]) -> GetPydanticSchema:
     """Return the schema of a string that is an input of a kind; "string": a text, or the file that a data: URI
     holds."""
     return _schema(Annotated[str, AfterValidator(partial(read, kind))])
@@ -137,16 +140,34 @@ def _schema(wire: Any) -> GetPydanticSchema:
     return GetPydanticSchema(lambda _, handler: handler.generate_schema(wire))
 
 
-class TextInput(RequestModel):
+class _Sent(RequestModel):
+    """An input that a bundle's further modality can take, too."""
+
+    modality: Modality | None = Field(
+        default=None, description="Of a bundle's further modalities, the one that takes the input."
+    )
+
+    @property
+    def content(self) -> Part:
+        """Return the input for the tower of its modality."""
+        part: Part = next(given for kind in _SENT if (given := getattr(self, kind, None)) is not None)
+        return part if self.modality is None else sent_to(part, self.modality)
+
+
+class TextInput(_Sent):
     text: Annotated[Input, read_as("text")]
 
 
-class ImageInput(RequestModel):
+class ImageInput(_Sent):
     image: Annotated[Input, read_as("image")] = Field(description=_MEDIA, examples=[PICTURE])
 
 
-class AudioInput(RequestModel):
+class AudioInput(_Sent):
     audio: Annotated[Input, read_as("audio")] = Field(description=_MEDIA, examples=[SOUND])
+
+
+class ArrayInput(_Sent):
+    array: Annotated[Input, read_as("array")] = Field(description=ARRAY)
 
 
 class VideoInput(RequestModel):
@@ -185,7 +206,8 @@ def present(value: dict[str, Any]) -> set[str]:
 
 def branch(wire: type[RequestModel], *fields: str) -> Any:
     """Return a branch of a union: an object whose first field identifies it, with the value of the field, or fields."""
-    return Annotated[wire, AfterValidator(attrgetter(*fields)), Tag(fields[0])]
+    value = "content" if issubclass(wire, _Sent) else fields[0]
+    return Annotated[wire, AfterValidator(attrgetter(value, *fields[1:])), Tag(fields[0])]
 
 
 def one_of(*branches: Any) -> GetPydanticSchema:
@@ -220,6 +242,7 @@ KINDS = (
     branch(ImageInput, "image"),
     branch(AudioInput, "audio"),
     branch(VideoInput, "video"),
+    branch(ArrayInput, "array"),
 )
 
 
@@ -245,6 +268,7 @@ WEIGHTED_KINDS = (
     weighted(AudioInput, "audio"),
     SkipJsonSchema[Annotated[WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag("named_file")]],
     weighted(VideoInput, "video"),
+    weighted(ArrayInput, "array"),
 )
 
 

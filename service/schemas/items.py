@@ -19,11 +19,12 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from service.engine.inputs import Input, StoredModality
+from service.engine.inputs import Fused, Input, StoredModality, sent_to
 from service.errors import InvalidRequest
 from service.schemas.embed import InputProblem
 from service.schemas.inputs import (
     A_FILE,
+    ARRAY,
     File,
     FusedParts,
     RequestModel,
@@ -40,7 +41,7 @@ MAX_METADATA_BYTES = 16_384
 MAX_DELETED_IDS = 10_000
 MAX_MOVES = 1_000
 _MAX_DEPTH = 16
-_CONTENT = {"text", "image", "audio", "video", "compose", "vector", "file"}
+_CONTENT = {"text", "image", "audio", "video", "array", "compose", "vector", "file"}
 _MAX_FILTER_VALUES = 4 * filters.MAX_NODES * filters.MAX_VALUES
 _MAX_DIMENSIONS = 16_384
 _INT64 = range(-(2**63), 2**63)
@@ -180,14 +181,15 @@ Vector = Annotated[
 
 
 class ItemInput(RequestModel):
-    """An item with exactly one of text, image, audio, video, compose, vector; in a form, one without any takes a
-    file."""
+    """An item with exactly one of text, image, audio, video, array, compose, vector; in a form, one without any takes
+    a file."""
 
     id: ItemId
     text: Annotated[Input, read_as("text")] | None = None
     image: Annotated[Input, read_as("image")] | None = Field(default=None, description="base64, or a data: URI")
     audio: Annotated[Input, read_as("audio")] | None = Field(default=None, description="base64, or a data: URI")
     video: Annotated[Input, read_as("video")] | None = Field(default=None, description="base64, or a data: URI")
+    array: Annotated[Input, read_as("array")] | None = Field(default=None, description=ARRAY)
     compose: FusedParts | None = Field(
         default=None,
         description="One vector of several inputs, such as a picture and its caption: their weighted sum. The item has "
@@ -195,27 +197,34 @@ class ItemInput(RequestModel):
     )
     vector: Vector | None = None
     file: SkipJsonSchema[Annotated[Input, A_FILE] | None] = None
-    modality: StoredModality | None = Field(default=None, description="Of a vector; other inputs say it themselves.")
+    modality: StoredModality | None = Field(
+        default=None,
+        description="Of a vector; of another input, which of the bundle's further modalities takes it. Other inputs "
+        "say it themselves.",
+    )
     metadata: Metadata = Field(default_factory=dict)
     collection: Name = DEFAULT_COLLECTION
 
     @model_validator(mode="after")
     def _one_input(self) -> "ItemInput":
         if len(self._given) != 1:
-            raise ValueError("an item has exactly one of: text, image, audio, video, compose, vector")
-        if self.modality is not None and self.vector is None:
-            raise ValueError("modality goes with a vector only")
+            raise ValueError("an item has exactly one of: text, image, audio, video, array, compose, vector")
+        if self.modality is not None and (self.video is not None or self.compose is not None):
+            raise ValueError("modality goes with text, image, audio, array and vector only")
         return self
 
     @property
     def _given(self) -> list[Input | NDArray[np.floating]]:
-        kinds = (self.text, self.image, self.audio, self.video, self.compose, self.vector, self.file)
+        kinds = (self.text, self.image, self.audio, self.video, self.array, self.compose, self.vector, self.file)
         return [given for given in kinds if given is not None]
 
     @property
     def content(self) -> Input | NDArray[np.floating]:
         """Return the input to embed, or the given vector."""
-        return self._given[0]
+        given = self._given[0]
+        if self.modality is None or isinstance(given, np.ndarray | Fused):
+            return given
+        return sent_to(given, self.modality)
 
 
 class InvalidItem(ValueError):

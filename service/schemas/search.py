@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ MAX_VECTORS = 2_560
 MAX_WHY = 10
 """Largest number of results of one request that are explained: each embeds some dozens of parts of a medium."""
 MAX_POOL = 1_000
+_KINDS = 5
+"""Modalities of a store: images, sounds, texts, videos, vectors. Few have more."""
 FUSED = 100
 """Smallest number of results that are fused from each ranking."""
 
@@ -186,7 +188,7 @@ class SearchOptions(RequestModel, ABC):
         if self.balance and ("explain" in self.include or self.reordered):
             raise ValueError("balance goes without other orders (correction, threshold, keywords, …) and explain")
         bound = MAX_VECTORS if {"vector", "explain"} & set(self.include) else MAX_RESULTS
-        kinds = len(get_args(StoredModality)) if self.balance else 1
+        kinds = _KINDS if self.balance else 1
         if len(self.asked) * self.top_k * kinds > bound:
             product = "queries × top_k × modalities" if self.balance else "queries × top_k"
             raise ValueError(f"{product} is at most {bound} with these fields to include")

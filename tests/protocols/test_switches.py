@@ -155,7 +155,7 @@ def test_a_slash_at_the_end_needs_no_other_key(keyed: tuple[httpx.Client, str]) 
     [
         ("/v1/embeddings", {"model": "tiny", "input": "red", "truncate": "START"}, "body.truncate"),
         ("/classify", {"inputs": ["red"], "labels": [5]}, "body.labels.0"),
-        ("/classify", {"inputs": ["red"], "labels": ["red"], "templates": {"smell": ["{}"]}}, "body.templates"),
+        ("/classify", {"inputs": ["red"], "labels": ["red"], "templates": {"Smell!": ["{}"]}}, "body.templates"),
         ("/embed", {"inputs": ["red"], "list[1]": 5}, "body.list[1]"),
     ],
 )

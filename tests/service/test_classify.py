@@ -339,7 +339,7 @@ class TestLabelSets:
         ({"labels": ["a"], "top_k": 1001}, "top_k is at most 1000"),
         ({"labels": ["a"], "top_k": 1000, "inputs": ["x"] * 26}, "inputs × top_k"),
         ({"labels": ["a"], "abstain": 1.0}, "less than 1"),
-        ({"labels": ["a"], "templates": {"smell": ["{}"]}}, "smell"),
+        ({"labels": ["a"], "templates": {"Smell!": ["{}"]}}, "pattern"),
         ({"labels": ["a"], "grid": {"rows": 17, "columns": 1}}, "less than or equal to 16"),
         ({"labels": ["a"], "grid": {"rows": 16, "columns": 16}}, "inputs and their cells are at most 256"),
         ({"labels": [{"name": "a", "examples": ["x"]}]}, "examples"),

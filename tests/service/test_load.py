@@ -115,7 +115,7 @@ def test_the_fewest_columns(tmp_path):
         ({"metadata": ["{}", "{"]}, "not JSON"),
         ({"metadata": ["{}", "[1]"]}, "valid dictionary"),
         ({"metadata": ["{}", json.dumps({"x": "y" * 20_000})]}, "larger than"),
-        ({"modality": ["text", "smell"]}, "Input should be"),
+        ({"modality": ["text", "smell"]}, "smell is no modality of"),
         ({"id": ["a", "b\n"]}, "control characters"),
         ({"id": ["a", None]}, "valid string"),
     ],

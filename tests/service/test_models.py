@@ -213,7 +213,7 @@ def test_only_the_towers_that_are_asked_for_are_loaded(settings: Settings, png: 
 
 def test_a_setting_that_leaves_no_tower_stops_the_start(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(TowerError, match="ISTHMUS_MODALITIES"):
-        open_parts(settings.model_copy(update={"modalities": ()}))
+        open_parts(settings.model_copy(update={"modalities": ("points",)}))
 
 
 def test_a_text_runs_no_image_session(client: httpx.Client, png: Make) -> None:

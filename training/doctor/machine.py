@@ -80,7 +80,7 @@ def timed(encoder: FrozenEncoder, items: Sequence[Item], tokens: bool) -> tuple[
     Raises TrainingError for an item it cannot read.
     """
     prepare, run = preparer(encoder), runner(encoder, tokens, fast=True)
-    count = _TIMED[encoder.modality]
+    count = _TIMED.get(encoder.modality, 64)
     items = items[:: max(1, len(items) // count)][:count]
     run([prepare(items[0])])
     started = time.perf_counter()

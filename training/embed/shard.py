@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from service.contract.arrays import ArrayPreprocessing
 from service.contract.audio import decode_audio
 from service.contract.bundle import OUTPUT, Manifest, Modality, read_bundle
 from service.contract.endpoint import EndpointPreprocessing
@@ -69,7 +70,7 @@ class Shards:
         stacked = np.stack([vector for _, vector in kept]) if kept else np.empty((0, manifest.dimensions), np.float32)
         columns = [
             pa.array([row.id for row, _ in kept], pa.string()),
-            pa.array([_modality(row) for row, _ in kept], pa.string()),
+            pa.array([self._modality(row) for row, _ in kept], pa.string()),
             pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), manifest.dimensions),
             pa.array([json.dumps(row.metadata, ensure_ascii=False) for row, _ in kept], pa.string()),
             pa.array([row.text for row, _ in kept], pa.string()),
@@ -87,7 +88,7 @@ class Shards:
         failures: list[dict[str, str]] = []
         waiting: dict[Modality, list[tuple[int, Any]]] = {}
         for place, row in enumerate(rows):
-            modality = _modality(row)
+            modality = self._modality(row)
             try:
                 _, prepare, _ = self._tower(modality)
                 prepared = prepare(row)
@@ -139,6 +140,8 @@ class Shards:
                 return lambda row: sounds.prepare(decode_audio(_data(row), rate)), sounds.collate
             case EndpointPreprocessing():
                 raise EmbedError(f"{self._bundle.path}: an embedding API makes its texts' vectors: embed no texts here")
+            case ArrayPreprocessing() as arrays:
+                return lambda row: arrays.read(_data(row)), lambda read: [np.stack(read)]
             case TextPreprocessing() as texts:
                 tokenizer = TextTokenizer(self._bundle.path / texts.tokenizer, texts)
                 return (
@@ -146,13 +149,16 @@ class Shards:
                     lambda tokens: pad_tokens(tokens, texts.pad_id),
                 )
 
+    def _modality(self, row: Row) -> Modality:
+        if row.file is None:
+            return "text"
+        suffix, towers = Path(row.file).suffix.lower(), self._bundle.manifest.towers
+        if suffix in SUFFIXES["array"]:  # of the only tower that takes arrays
+            arrays = [name for name in towers if towers[name].preprocessing.kind == "array"]
+            return arrays[0] if len(arrays) == 1 else "array"
+        return "audio" if suffix in SUFFIXES["audio"] else "image"
+
 
 def _data(row: Row) -> bytes:
     assert row.file is not None
     return Path(row.file).read_bytes()
-
-
-def _modality(row: Row) -> Modality:
-    if row.file is None:
-        return "text"
-    return "audio" if Path(row.file).suffix.lower() in SUFFIXES["audio"] else "image"

@@ -45,7 +45,7 @@ def named(recipe: Recipe, encoders: Mapping[Modality, FrozenEncoder], cache: Pat
                     cache,
                     what=f"{modality} concepts",
                 )
-                for template in recipe.templates[modality]  # type: ignore[index]
+                for template in recipe.templates[modality]
             )
             first = [name.split(",")[0].lower() for name in encoder.concepts]
             bare = cached_features(encoders["text"], first, cache, what=f"{modality} concepts")

@@ -83,7 +83,8 @@ class MediaReserve(_Reserve):
     def __init__(self, modality: Modality, width: int, rows: Mapping[Modality, int]) -> None:
         super().__init__(width, {"text": rows.get("text", 0)})
         place = torch.zeros(len(MEDIA))
-        place[MEDIA.index(modality)] = 1.0
+        if modality in MEDIA:  # of another, the texts have no bank
+            place[MEDIA.index(modality)] = 1.0
         self.register_buffer("place", place, persistent=False)
 
     def forward(self, vectors: Tensor) -> Tensor:

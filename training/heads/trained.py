@@ -87,7 +87,7 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
         metadata = file.metadata()
     kinds = json.loads(metadata.get("kinds", "{}"))
     heads: dict[Modality, Head] = {}
-    for modality in MODALITIES:
+    for modality in dict.fromkeys((*MODALITIES, *kinds)):
         state = {k.removeprefix(f"{modality}."): v for k, v in tensors.items() if k.startswith(f"{modality}.")}
         if not state:
             continue

@@ -12,6 +12,7 @@ from service.api.routes.items import FilterText
 from service.api.state import State, StateDep
 from service.engine.inputs import StoredModality
 from service.retrieval.projection import MOST_POINTS, Map
+from service.retrieval.search import check_modalities
 from service.schemas import items as wire
 from service.schemas.items import MetadataKey, Name, read_filter
 from service.store import Collection, IndexRequest, Part, moments
@@ -47,6 +48,7 @@ async def count_values(
 ) -> JSON:
     """Count the items that pass a filter, those of each modality, and those with each value of the keys."""
     condition = None if filter is None else read_filter(filter)
+    check_modalities(state.home.manifest, None if modality is None else [modality], "modality")
     counted = await state.store.facets(name, list(dict.fromkeys(key or [])), modality=modality, filter=condition)
     facets = {
         name: {

@@ -14,6 +14,7 @@ from service.contract.errors import InputError
 from service.engine.inputs import StoredModality
 from service.errors import InvalidRequest, NotFound, input_problem
 from service.retrieval.indexing import NewItem, index_items
+from service.retrieval.search import check_modalities
 from service.runtime.timings import timed
 from service.schemas import items as wire
 from service.schemas.embed import InputProblem
@@ -94,6 +95,7 @@ async def list_items(
     """
     fields = include or []
     condition = None if filter is None else read_filter(filter)
+    check_modalities(state.home.manifest, None if modality is None else [modality], "modality")
     by = None if sort is None and order is None else Order(sort, order == "desc")
     items, more = await state.store.page(collection, modality, cursor, limit, filter=condition, order=by)
     described = [_described(item) for item in items]

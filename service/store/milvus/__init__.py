@@ -36,7 +36,6 @@ _RESULTS = 65_536
 """Largest number of results of one search call, over all its queries."""
 _EF = 128
 _MAP_S = 60
-_MODALITIES = ("audio", "image", "text", "vector", "video")
 
 
 class MilvusStore(Store):
@@ -49,6 +48,7 @@ class MilvusStore(Store):
         self._connection = connection
         self._tables = Tables(connection, manifest.dimensions)
         self._space = manifest.space
+        self._modalities = sorted(manifest.stored_modalities)
         self._dimensions = manifest.dimensions
         self._closed = False
 
@@ -262,7 +262,7 @@ class MilvusStore(Store):
             parts = await asyncio.gather(
                 *(
                     self._find(replace(request, modalities=[modality], by_modality=False))
-                    for modality in request.modalities or _MODALITIES
+                    for modality in request.modalities or self._modalities
                 )
             )
             return [[hit for part in parts for hit in part[query]] for query in range(len(request.queries))]
@@ -352,12 +352,12 @@ class MilvusStore(Store):
         kind = (await self.collection(name)).index_request.kind
         index_kind: Kind = "hnsw" if kind == "auto" else kind
         counts = await asyncio.gather(
-            *(self._tables.count(name, layout.among("modality", [modality])) for modality in _MODALITIES)
+            *(self._tables.count(name, layout.among("modality", [modality])) for modality in self._modalities)
         )
         # Milvus indexes the remaining rows by itself, and does not say of which modality they are.
         return [
             Part(modality, index_kind, "float32", count, count, False)
-            for modality, count in zip(_MODALITIES, counts, strict=True)
+            for modality, count in zip(self._modalities, counts, strict=True)
             if count
         ]
 

@@ -1,0 +1,260 @@
+"""Modalities that a bundle adds: arrays, and a second tower of images and of texts, at every entrance."""
+
+import base64
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.lib import format as npy
+from PIL import Image
+
+from isthmus_client import Isthmus, NewItem, array
+from service.contract.arrays import ArrayPreprocessing
+from service.contract.bundle import Manifest
+from service.contract.errors import InputError
+from service.settings import Settings
+from tests import tiny_bundle
+from tests.conftest import serving
+from tests.service.jobs.archives import tar
+from tests.service.jobs.processes import LINES, ended
+from tests.service.media import b64
+
+POINTS = ArrayPreprocessing(shape=(3,), rows=8, most_rows=64)
+FURTHER = {"points": POINTS, "depth": tiny_bundle.IMAGE, "code": tiny_bundle.TEXT}
+
+
+def saved(value: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, value, **options)
+    return stream.getvalue()
+
+
+def cloud(colour: str, rows: int = 5) -> bytes:
+    """Points that the tower takes for a colour."""
+    axis = list(tiny_bundle.COLOURS).index(colour)
+    return saved(np.eye(3, dtype=np.float32)[[axis]].repeat(rows, 0))
+
+
+def png(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30), tiny_bundle.COLOURS[colour]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def header(**changed: Any) -> bytes:
+    """A file of one point whose header says something else."""
+    told = {"descr": "<f4", "fortran_order": False, "shape": (1, 3)} | changed
+    stream = io.BytesIO()
+    text = repr(told).encode() + b"\n"
+    stream.write(npy.MAGIC_PREFIX + b"\1\0" + len(text).to_bytes(2, "little") + text + np.zeros(3, "<f4").tobytes())
+    return stream.getvalue()
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path("unpickled").write_text, ("x",))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("further")
+    bundle = tiny_bundle.build(folder / "bundle", further=FURTHER)
+    return Settings(bundle=bundle.path, store=folder / "store", device="cpu", threads=1, previews=True)
+
+
+@pytest.fixture(scope="module")
+def client(settings: Settings) -> Iterator[httpx.Client]:
+    with serving(settings) as client:
+        yield client
+
+
+def embedded(client: httpx.Client, *inputs: Any) -> np.ndarray:
+    response = client.post("/embed", json={"inputs": list(inputs)})
+    assert response.status_code == 200, response.text
+    return np.array([row["embedding"] for row in response.json()["embeddings"]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"modality": "points", "array": b64(cloud("red"))},
+        {"array": b64(cloud("red", 30))},
+        {"modality": "points", "array": b64(saved(np.asfortranarray(np.load(io.BytesIO(cloud("red"))).astype("f8"))))},
+        f"data:application/octet-stream;base64,{b64(cloud('red'))}",
+        {"compose": [{"array": b64(cloud("red"))}, {"modality": "points", "array": b64(cloud("red")), "weight": 2}]},
+        {"modality": "depth", "image": b64(png("red"))},
+        {"modality": "code", "text": "red"},
+    ],
+)
+def test_an_input_of_a_further_modality_lies_where_its_tower_says(client: httpx.Client, given: Any) -> None:
+    mine, red, blue = embedded(client, given, "red", "blue")
+    assert mine @ red > 0.9 > mine @ blue
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "words"),
+    [
+        (saved(np.zeros((5, 4))), 422, "the shape (5, 4), not (n, 3)"),
+        (saved(np.zeros((0, 3))), 422, "no rows"),
+        (saved(np.zeros(3)), 422, "the shape (3), not (n, 3)"),
+        (saved(np.zeros((65, 3))), 413, "65 rows, more than the 64"),
+        (saved(np.zeros((2, 3), int)), 415, "the type <i8"),
+        (saved(np.zeros((2, 3), ">f4")), 415, "little-endian"),
+        (saved(np.zeros((2, 3), complex)), 415, "the type <c16"),
+        (saved(np.array([Evil()], object), allow_pickle=True), 415, "Python objects"),
+        (saved(np.array([[1.0, np.nan, 0.0]])), 422, "not finite"),
+        (saved(np.array([[1e300, 0.0, 0.0]])), 422, "too large for float32"),
+        (cloud("red")[:-1], 422, "shorter or longer"),
+        (cloud("red") + b"x", 422, "shorter or longer"),
+        (header(shape=(10**15, 3)), 413, "rows, more than"),
+        (header(shape=(-1, 3)), 422, "no rows"),
+        (header(descr="<V99999999999"), 422, "header"),
+        (header(shape="(" * 5_000), 422, "header"),
+        (npy.MAGIC_PREFIX + b"\x09\x09", 422, "header"),
+        (pickle.dumps(Evil()), 415, "no .npy file"),
+        (png("red"), 415, "no .npy file"),
+    ],
+)
+def test_a_hostile_array_is_refused_by_itself_at_every_entrance(
+    client: httpx.Client, given: bytes, status: int, words: str
+) -> None:
+    bad = {"modality": "points", "array": b64(given)}
+    answer = client.post("/embed", json={"inputs": [bad]})
+    assert answer.status_code == status and words in answer.json()["detail"], answer.text
+    beside = client.post("/embed", json={"inputs": ["red", bad], "on_error": "null"}).json()["embeddings"]
+    assert beside[0]["embedding"] and words in beside[1]["error"]["detail"]
+    for path, body in (
+        ("/items", {"items": [{"id": "bad", **bad}]}),
+        ("/search", {"query": bad}),
+        ("/classify", {"inputs": [bad], "labels": ["red", "blue"]}),
+        ("/score", {"pairs": [{"a": "red", "b": bad}]}),
+    ):
+        assert client.post(path, json=body).status_code in (status, 404), path
+    assert client.get("/items/bad").status_code == 404 and not Path("unpickled").exists()
+
+
+@given(st.binary(max_size=200), st.integers(0, 150))
+def test_whatever_the_bytes_only_an_input_error_is_raised(noise: bytes, place: int) -> None:
+    whole = cloud("red")
+    for data in (npy.MAGIC_PREFIX + noise, whole[:place] + noise[:3] + whole[place + 3 :]):
+        try:
+            read = POINTS.read(data)
+        except InputError:
+            continue
+        assert read.shape == (8, 3) and np.isfinite(read).all()
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status", "words"),
+    [
+        ("/embed", {"inputs": [{"modality": "smell", "array": b64(cloud("red"))}]}, 415, "no smell tower"),
+        ("/embed", {"inputs": [{"modality": "points", "image": b64(png("red"))}]}, 415, "points is sent as: array"),
+        ("/embed", {"inputs": [{"modality": "text", "array": b64(cloud("red"))}]}, 415, "text is sent as: text"),
+        ("/embed", {"inputs": [{"modality": "points", "text": "red"}]}, 415, "points is sent as: array"),
+        ("/embed", {"inputs": [{"modality": "Points!", "array": ""}]}, 422, "pattern"),
+        ("/embed", {"inputs": [{"image": b64(cloud("red"))}]}, 415, ""),
+        ("/items", {"items": [{"id": "a", "modality": "smell", "vector": [1] * 16}]}, 422, "'smell'"),
+        ("/items", {"items": [{"id": "a", "modality": "points", "compose": [{"text": "red"}]}]}, 422, "modality goes"),
+        ("/search", {"query": "red", "modalities": ["smell"]}, 422, "'smell'"),
+        ("/classify", {"inputs": ["red"], "labels": ["a"], "templates": {"smell": ["{}"]}}, 422, "'smell'"),
+    ],
+)
+def test_what_no_tower_takes_is_said(client: httpx.Client, route: str, body: Any, status: int, words: str) -> None:
+    answer = client.post(route, json=body)
+    assert answer.status_code == status and words in json.dumps(answer.json()), answer.text
+
+
+def test_without_a_tower_for_arrays_or_with_two_the_modality_is_asked_for(
+    settings: Settings, tmp_path: Path, shared_client: httpx.Client
+) -> None:
+    given = {"inputs": [{"array": b64(cloud("red"))}]}
+    assert "no tower for arrays" in shared_client.post("/embed", json=given).json()["detail"]
+    two = tiny_bundle.build(tmp_path / "two", further={"points": POINTS, "motion": POINTS})
+    with serving(settings.model_copy(update={"bundle": two.path, "store": tmp_path / "store"})) as client:
+        assert "points, motion" in client.post("/embed", json=given).json()["detail"]
+        assert client.post("/embed", json={"inputs": [given["inputs"][0] | {"modality": "motion"}]}).status_code == 200
+
+
+def test_arrays_are_stored_found_labelled_and_counted(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "clouds"
+    folder.mkdir()
+    for colour in tiny_bundle.COLOURS:
+        (folder / f"{colour}.npy").write_bytes(cloud(colour))
+    with serving(settings.model_copy(update={"store": tmp_path / "store"})) as client:
+        url = str(client.base_url)
+        with Isthmus(url) as space:
+            towers = space.models()[0].towers
+            assert towers["points"]["preprocessing"]["rows"] == 8 and set(towers) == {
+                *FURTHER,
+                "image",
+                "audio",
+                "text",
+            }
+            items = [NewItem(path.stem, path, modality="points") for path in sorted(folder.iterdir())]
+            assert {written.modality for written in space.upsert(items)} == {"points"}
+            space.upsert([NewItem("a photo", png("green")), NewItem("words", "green")])
+            hits = space.search("green", modalities=["points", "image"])
+            assert {hit.id for hit in hits[:2]} == {"green", "a photo"}
+            [labelled] = space.classify([array(folder / "blue.npy")], labels=list(tiny_bundle.COLOURS))
+            assert labelled.labels[0].label == "blue"
+            assert space.facets("default").modalities == {"image": 1, "points": 3, "text": 1}
+            assert [item.id for item in space.items(modality="points")] == ["blue", "green", "red"]
+        found = client.post("/search", json={"query": {"id": "red"}, "balance": True, "top_k": 2}).json()
+        assert {row["modality"] for row in found["results"]} == {"image", "points", "text"}
+        form = client.post("/items", files={"file": ("b.npy", cloud("blue"))}).json()
+        assert form["items"][0]["modality"] == "points"
+        line = json.dumps({"id": "job/line", "modality": "points", "array": b64(cloud("red"))}).encode()
+        for kind, data in ({"content-type": "application/x-tar"}, tar({"job/red.npy": cloud("red")})), (LINES, line):
+            job = ended(client, client.post("/jobs", content=data, headers=kind).json()["id"])
+            assert (job["done"], job["failed"]) == (1, 0)
+        assert client.get("/items/job/red.npy").json()["modality"] == "points"
+        assert client.get("/items/job/line").json()["modality"] == "points"
+        assert client.get("/items?modality=smell").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda towers: {"video": towers["points"]}, "cannot be called video"),
+        (lambda towers: {"Points": towers["points"]}, "pattern"),
+        (lambda towers: {"image": towers["points"]}, "the image tower has array preprocessing"),
+        (lambda towers: {"x" * 17: towers["points"]}, "pattern"),
+    ],
+)
+def test_the_names_of_towers_are_checked(settings: Settings, change: Any, words: str) -> None:
+    told = json.loads((settings.bundle / "manifest.json").read_text())
+    with pytest.raises(ValueError, match=words):
+        Manifest.model_validate(told | {"towers": change(told["towers"])})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"shape": ()}, "shape"),
+        ({"shape": (3,), "most_rows": 4}, "goes with rows"),
+        ({"shape": (3,), "rows": 8, "most_rows": 4}, "smaller than rows"),
+        ({"shape": (4_000, 5_000)}, "at most"),
+        ({"shape": (3,), "mean": (0.0, 1.0)}, "1 number each, or 3"),
+        ({"shape": (3,), "std": (0.0,)}, "greater than 0"),
+    ],
+)
+def test_the_settings_of_arrays_are_checked(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ArrayPreprocessing(**values)
+
+
+def test_rows_are_chosen_evenly_repeated_and_standardised() -> None:
+    spec = ArrayPreprocessing(shape=(2,), rows=4, mean=(1.0, 0.0), std=(2.0,))
+    read = spec.read(saved(np.stack([np.arange(8.0), np.zeros(8)], 1)))
+    np.testing.assert_array_equal(read[:, 0], (np.array([0, 2, 4, 6]) - 1) / 2)
+    np.testing.assert_array_equal(spec.read(saved(np.array([[1.0, 2.0], [3.0, 4.0]])))[:, 1], [1, 2, 1, 2])
+    assert ArrayPreprocessing(shape=(2, 3)).read(saved(np.ones((2, 3), "f2"))).dtype == np.float32
+    assert base64.b64decode(array(saved(np.ones(2)))["array"])[:6] == npy.MAGIC_PREFIX
