@@ -102,8 +102,8 @@ def cloud(thing: str, proportion: str, rng: np.random.Generator) -> NDArray[np.f
 
 
 def _ball(count: int, rng: np.random.Generator) -> Floats:
-    points: Floats = rng.normal(size=(count, 3))
-    return points / np.linalg.norm(points, axis=1, keepdims=True)
+    points = rng.normal(size=(count, 3))
+    return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True))
 
 
 def _box(count: int, rng: np.random.Generator) -> Floats:
@@ -291,7 +291,7 @@ def write_all(folder: Path, counts: Mapping[str, int], withheld: bool = False, s
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.shapes", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    print(write_all(parser.parse_args().folder, {"train": 20, "validation": 4, "test": 4}))
+    print(write_all(parser.parse_args().folder, {"train": 8, "validation": 2, "test": 2}))
     return 0
 
 

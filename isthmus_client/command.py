@@ -24,7 +24,15 @@ from isthmus_client.command_index import index
 from isthmus_client.command_inputs import queries, read_inputs
 from isthmus_client.command_items import collections, delete, list_items, open_page
 from isthmus_client.command_jobs import jobs
-from isthmus_client.command_shared import Failure, echo_lines, parsed_filter, passed_on, plain_metadata, server
+from isthmus_client.command_shared import (
+    Failure,
+    echo_lines,
+    known_modalities,
+    parsed_filter,
+    passed_on,
+    plain_metadata,
+    server,
+)
 
 if TYPE_CHECKING:
     from isthmus_client import Followed, Isthmus
@@ -158,7 +166,14 @@ def embed(context: click.Context, /, inputs: tuple[str, ...], as_text: bool, as_
 @click.option("--then", multiple=True, metavar="STEP", help="What is to come after QUERY, in videos; repeatable.")
 @click.option("--text", "as_text", is_flag=True, help="QUERY is a text, even where there is a file of that name.")
 @click.option("-k", "--top", default=10, show_default=True, type=click.IntRange(min=1), help="How many results.")
-@click.option("-m", "--modality", "modalities", multiple=True, help="Only results of it, such as image; repeatable.")
+@click.option(
+    "-m",
+    "--modality",
+    "modalities",
+    multiple=True,
+    shell_complete=known_modalities,
+    help="Only results of it, such as image; repeatable.",
+)
 @click.option("-c", "--collection", default="default", show_default=True, help="Where to search.")
 @click.option("--filter", "filter_json", metavar="JSON", help='On metadata, as {"year": {"$gte": 2000}}.')
 @click.option("--fdr", type=click.FloatRange(0, 1, True, True), help="Only what is no chance, at this rate of errors.")

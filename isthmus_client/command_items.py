@@ -12,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from isthmus_client import terminal
-from isthmus_client.command_shared import Failure, echo_lines, parsed_filter, plain_metadata, server
+from isthmus_client.command_shared import Failure, echo_lines, known_modalities, parsed_filter, plain_metadata, server
 
 if TYPE_CHECKING:
     from isthmus_client import Item
@@ -26,7 +26,7 @@ _collection = click.option("-c", "--collection", default="default", show_default
 
 @click.command("list")
 @_collection
-@click.option("-m", "--modality", help="Only items of it, such as image.")
+@click.option("-m", "--modality", shell_complete=known_modalities, help="Only items of it, such as image.")
 @click.option("--filter", "filter_json", metavar="JSON", help='Only what it fits, as {"year": {"$gte": 2000}}.')
 @click.option("--sort", metavar="KEY", help="In the order of a metadata key that holds numbers.")
 @click.option("--order", type=click.Choice(["asc", "desc"]), help="Without --sort: of when they were last written.")

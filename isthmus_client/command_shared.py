@@ -37,6 +37,11 @@ class Failure(click.ClickException):
             click.echo(f"{click.style('next:', bold=True)}  {self.next_step}", err=True)
 
 
+def known_modalities(context: click.Context, parameter: click.Parameter, start: str) -> list[str]:
+    """Return the modalities that every bundle may have, for shells that complete words; a bundle may have others."""
+    return [name for name in ("image", "video", "audio", "text") if name.startswith(start)]
+
+
 @contextmanager
 def server(context: click.Context, *, background: bool = False) -> Iterator["Isthmus"]:
     """Yield the client; its errors become a line for people and the next step.

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.family.lab import Lab
 from benchmarks.family.rows import NOTHING_TO_TAKE, ROWS, SYSTEMS, Outcome
 
-THEMES = ("equal", "spaces", "served", "senses", "heads", "texts", "neighbours")
+THEMES = ("equal", "spaces", "served", "senses", "heads", "texts", "neighbours", "points")
 NAMES = {"holds": "hold", "settled": "settled", "fails": "fail", "none": "none"}
 
 
