@@ -28,7 +28,7 @@ def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, mo
         ("train.stepz=5", "train.stepz"),
         ("encoders.image.hub=a/b", "exactly one of hub"),
         ("templates.audio=[]", "templates.audio is empty"),
-        ("pairs.tones.modality=video", "pairs.tones.modality"),
+        ("pairs.tones.modality=video", "pairs.tones has video media"),
         ("name=7", "name"),
         ("projector.matryoshka=[8,4]", "matryoshka must rise"),
         ("projector.matryoshka=[16]", "between 1 and 15"),
