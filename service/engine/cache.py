@@ -18,8 +18,8 @@ import numpy as np
 import redis.asyncio
 from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
 
-from service.contract.bundle import MODALITIES, Modality
-from service.engine.inputs import Decoded, Embedded, Media, Single, Text, TokenIds
+from service.contract.bundle import Modality
+from service.engine.inputs import Decoded, Embedded, Media, Single, Text, TokenIds, reading_of
 from service.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def keys_of(space: str, precisions: Mapping[Modality, str], inputs: Sequence[Sin
                 modality, kind, content = given.modality, given.kind, given.data
             case Decoded():
                 modality, kind, content = given.modality, f"{given.modality} {given.value.shape}", given.value.tobytes()
-        if modality not in MODALITIES:
+        if modality != reading_of(given):
             kind = f"{modality} {kind}"
         precision = precisions.get(modality, "none")
         keys.append(f"isthmus:3:{space}:{precision}:{kind}:{hashlib.sha256(content).hexdigest()}")

@@ -17,6 +17,7 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from isthmus_client import Isthmus, NewItem, array
+from isthmus_client.folder import FolderIndex, list_folder
 from service.contract.arrays import ArrayPreprocessing
 from service.contract.bundle import Manifest
 from service.contract.errors import InputError
@@ -159,6 +160,7 @@ def test_whatever_the_bytes_only_an_input_error_is_raised(noise: bytes, place: i
         ("/embed", {"inputs": [{"modality": "points", "image": b64(png("red"))}]}, 415, "points is sent as: array"),
         ("/embed", {"inputs": [{"modality": "text", "array": b64(cloud("red"))}]}, 415, "text is sent as: text"),
         ("/embed", {"inputs": [{"modality": "points", "text": "red"}]}, 415, "points is sent as: array"),
+        ("/embed", {"inputs": ["red", {"modality": "image", "text": "red"}]}, 415, "image is sent as: image"),
         ("/embed", {"inputs": [{"modality": "Points!", "array": ""}]}, 422, "pattern"),
         ("/embed", {"inputs": [{"image": b64(cloud("red"))}]}, 415, ""),
         ("/items", {"items": [{"id": "a", "modality": "smell", "vector": [1] * 16}]}, 422, "'smell'"),
@@ -168,6 +170,7 @@ def test_whatever_the_bytes_only_an_input_error_is_raised(noise: bytes, place: i
     ],
 )
 def test_what_no_tower_takes_is_said(client: httpx.Client, route: str, body: Any, status: int, words: str) -> None:
+    embedded(client, "red", {"array": b64(cloud("red"))})  # what another tower made of the same bytes is not the answer
     answer = client.post(route, json=body)
     assert answer.status_code == status and words in json.dumps(answer.json()), answer.text
 
@@ -207,6 +210,9 @@ def test_arrays_are_stored_found_labelled_and_counted(settings: Settings, tmp_pa
             assert labelled.labels[0].label == "blue"
             assert space.facets("default").modalities == {"image": 1, "points": 3, "text": 1}
             assert [item.id for item in space.items(modality="points")] == ["blue", "green", "red"]
+            (folder / "notes.txt").write_text("red")
+            FolderIndex(space, list_folder(folder), "folder").send(again=False, report=lambda _: None)
+            assert space.facets("folder").modalities == {"points": 3, "text": 1}
         found = client.post("/search", json={"query": {"id": "red"}, "balance": True, "top_k": 2}).json()
         assert {row["modality"] for row in found["results"]} == {"image", "points", "text"}
         form = client.post("/items", files={"file": ("b.npy", cloud("blue"))}).json()
@@ -258,3 +264,12 @@ def test_rows_are_chosen_evenly_repeated_and_standardised() -> None:
     np.testing.assert_array_equal(spec.read(saved(np.array([[1.0, 2.0], [3.0, 4.0]])))[:, 1], [1, 2, 1, 2])
     assert ArrayPreprocessing(shape=(2, 3)).read(saved(np.ones((2, 3), "f2"))).dtype == np.float32
     assert base64.b64decode(array(saved(np.ones(2)))["array"])[:6] == npy.MAGIC_PREFIX
+
+
+def test_without_a_tower_for_arrays_an_index_leaves_them_alone(shared_client: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(cloud("red"))
+    (tmp_path / "a.txt").write_text("red")
+    with Isthmus(str(shared_client.base_url)) as space:
+        listing = list_folder(tmp_path)
+        FolderIndex(space, listing, "arrays").send(again=False, report=lambda _: None)
+        assert listing.skipped == ["a.npy"] and space.facets("arrays").total == 1
