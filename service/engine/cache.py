@@ -19,7 +19,7 @@ import redis.asyncio
 from redis.exceptions import AuthenticationError, AuthorizationError, InvalidResponse, RedisError, ResponseError
 
 from service.contract.bundle import Modality
-from service.engine.inputs import Decoded, Embedded, Media, Single, Text, TokenIds, reading_of
+from service.engine.inputs import Decoded, Embedded, Media, Single, Text, TokenIds
 from service.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -57,14 +57,14 @@ def keys_of(space: str, precisions: Mapping[Modality, str], inputs: Sequence[Sin
             case Text(text, role, modality):
                 content = text.encode("utf-8", "surrogatepass")
                 kind = "text" if role == "query" else role
+                kind = kind if modality == "text" else f"{modality} {kind}"
             case TokenIds(ids):
                 modality, kind, content = "text", "ids", ",".join(map(str, ids)).encode()
             case Media():
-                modality, kind, content = given.modality, given.kind, given.data
+                modality, content = given.modality, given.data
+                kind = modality if given.front_end is None else f"{modality} {given.front_end}"
             case Decoded():
                 modality, kind, content = given.modality, f"{given.modality} {given.value.shape}", given.value.tobytes()
-        if modality != reading_of(given):
-            kind = f"{modality} {kind}"
         precision = precisions.get(modality, "none")
         keys.append(f"isthmus:3:{space}:{precision}:{kind}:{hashlib.sha256(content).hexdigest()}")
     return keys

@@ -3,7 +3,7 @@ call."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.contract.arrays import ArrayPreprocessing
 from service.contract.audio import hear
-from service.contract.bundle import Bundle, BundleError, Modality, front_end_of
+from service.contract.bundle import Bundle, BundleError, Modality
 from service.contract.endpoint import EndpointPreprocessing
 from service.contract.errors import InputError, UnsupportedMedia
 from service.contract.images import ImagePreprocessing, preprocess_image, see_image
@@ -20,7 +20,7 @@ from service.contract.sounds import AudioPreprocessing, Sound
 from service.contract.tokens import TextPreprocessing, TextTokenizer, Tokens, pad_tokens
 from service.engine.batcher import Budget, Prepared
 from service.engine.endpoint import CANARY
-from service.engine.inputs import Decoded, Media, Single, Text, TokenIds, length_of, reading_of
+from service.engine.inputs import Decoded, Media, Single, Text, TokenIds, length_of
 from service.engine.towers import AUDIO_CALL_S, Arrays
 from service.settings import Settings
 
@@ -32,6 +32,7 @@ _SLACK_TOKENS = 16
 tokens."""
 
 
+_SENT_AS = "inputs of this modality are sent as: {}"
 _TEXTS_OF_A_CALL = 31
 """Number of texts in one request to an embedding API."""
 
@@ -50,18 +51,6 @@ class Handling:
 
 def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling:
     """Return the bundle's handling of a modality. Raises BundleError where its tokenizer does not fit."""
-    made = _handling(bundle, modality, settings)
-    front_end = front_end_of(bundle.manifest.towers[modality].preprocessing)
-
-    def prepare(given: Single) -> Prepared:
-        if reading_of(given) != front_end:
-            raise UnsupportedMedia(f"the modality {modality} is sent as: {front_end}")
-        return made.prepare(given)
-
-    return replace(made, prepare=prepare)
-
-
-def _handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling:
     preprocessing = bundle.manifest.towers[modality].preprocessing
     match preprocessing:
         case ImagePreprocessing():
@@ -87,7 +76,8 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
     def prepare(given: Single) -> Prepared:
         if isinstance(given, Decoded):
             return Prepared(given.value, size=1)
-        assert isinstance(given, Media)
+        if not isinstance(given, Media) or given.kind != "image":
+            raise UnsupportedMedia(_SENT_AS.format("image"))
         pixels, cut = see_image(given.data, spec, limits, given.show)
         return Prepared(pixels, size=1, truncated=cut)
 
@@ -106,7 +96,8 @@ def _images(spec: ImagePreprocessing, settings: Settings) -> Handling:
 
 def _arrays(spec: ArrayPreprocessing, settings: Settings) -> Handling:
     def prepare(given: Single) -> Prepared:
-        assert isinstance(given, Media)
+        if not isinstance(given, Media) or given.kind != "array":
+            raise UnsupportedMedia(_SENT_AS.format("array"))
         return Prepared(spec.read(given.data), size=1)
 
     def collate(arrays: Sequence[NDArray[np.float32]]) -> Arrays:
@@ -128,7 +119,8 @@ def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:
     def prepare(given: Single) -> Prepared:
         if isinstance(given, Decoded):
             return prepared(spec.prepare(given.value))
-        assert isinstance(given, Media)
+        if not isinstance(given, Media) or given.kind != "audio":
+            raise UnsupportedMedia(_SENT_AS.format("audio"))
         return prepared(*hear(given.data, spec.sampling_rate, limits, spec.prepare_blocks))
 
     def collate(sounds: Sequence[Sound]) -> Arrays:
@@ -144,7 +136,9 @@ def _plain_texts(spec: EndpointPreprocessing, settings: Settings) -> Handling:
     """Return the handling of texts that go elsewhere as they are."""
 
     def prepare(given: Single) -> Prepared:
-        if not isinstance(given, Text):
+        if not isinstance(given, Text | TokenIds):
+            raise UnsupportedMedia(_SENT_AS.format("text"))
+        if isinstance(given, TokenIds):
             raise InputError("token ids are not read here: another server has this model's tokenizer")
         if len(given.text) > settings.limits.text_chars:
             raise InputError(f"the text is longer than {settings.limits.text_chars} characters")
@@ -162,7 +156,8 @@ def _texts(tokenizer: TextTokenizer, spec: TextPreprocessing, settings: Settings
     most = settings.limits.text_chars
 
     def prepare(given: Single) -> Prepared:
-        assert isinstance(given, Text | TokenIds)
+        if not isinstance(given, Text | TokenIds):
+            raise UnsupportedMedia(_SENT_AS.format("text"))
         if length_of(given) > most:
             unit = "characters" if isinstance(given, Text) else "token ids"
             raise InputError(f"the text is longer than {most} {unit}")

@@ -188,29 +188,13 @@ class Embedded:
 def read(
     kind: Literal["string", "text", "image", "audio", "video", "array", "file"],
     given: str | bytes,
-    modality: Modality | None = None,
 ) -> Part:
     """Read a client's value as an input; `Unreadable` where it is not valid.
 
     A string is a text, or the file that it holds where it is a data: URI of an image, a sound or a video; a text is a
     text. The other kinds are files: base64, a data: URI or bytes, and of an image or a sound perhaps its URL. What a
-    `file` is, only its content says. `modality` names the tower, where it is not that of the kind.
+    `file` is, only its content says.
     """
-    part = _read(kind, given)
-    return part if modality is None else sent_to(part, modality)
-
-
-def sent_to(part: Part, modality: Modality) -> Part:
-    """Return an input for the tower of a modality."""
-    match part:
-        case Text():
-            return replace(part, modality=modality)
-        case Media() | Url():
-            return replace(part, modality=modality, front_end=None if modality == part.kind else part.kind)
-    return part
-
-
-def _read(kind: Literal["string", "text", "image", "audio", "video", "array", "file"], given: str | bytes) -> Part:
     try:
         if isinstance(given, str):
             uri = uri_kind(given) if kind in ("string", "text") else None
@@ -232,6 +216,16 @@ def _read(kind: Literal["string", "text", "image", "audio", "video", "array", "f
         return of_file(given)
     except InputError as error:
         return Unreadable(error.without_frames())
+
+
+def sent_to(part: Part, modality: Modality) -> Part:
+    """Return an input for the tower of a modality."""
+    match part:
+        case Text():
+            return replace(part, modality=modality)
+        case Media() | Url():
+            return replace(part, modality=modality, front_end=None if modality == part.kind else part.kind)
+    return part
 
 
 def of_file(data: bytes) -> Media | Video:
@@ -324,13 +318,6 @@ def media_bytes(text: str) -> bytes:
 
 def modality_of(given: Single) -> Modality:
     return "text" if isinstance(given, TokenIds) else given.modality
-
-
-def reading_of(given: Single) -> FrontEnd:
-    """Return how an input is read."""
-    if isinstance(given, Media):
-        return given.kind
-    return given.modality if isinstance(given, Decoded) else "text"
 
 
 def length_of(given: Single) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import attrgetter, or_
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import orjson
@@ -38,9 +38,8 @@ PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBA
 SOUND = "UklGRigAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQQAAACAyIA4"
 """The smallest of their kind, as examples that work: a red pixel, four samples."""
 _MEDIA = "base64, a data: URI, or an https: URL where the server fetches"
-_KINDS = ("text", "image", "audio", "video", "array", "vector", "id", "compose")
+_KINDS = ("text", "image", "audio", "video", "vector", "id", "compose")
 ARRAY = "base64 of a .npy file: float numbers of the shape that the tower takes (GET /models)."
-_SENT = ("text", "image", "audio", "array")
 _MAX_FIELDS = 40
 
 _SMALL_BYTES = 32_768
@@ -140,38 +139,47 @@ def _schema(wire: Any) -> GetPydanticSchema:
     return GetPydanticSchema(lambda _, handler: handler.generate_schema(wire))
 
 
-class _Sent(RequestModel):
-    """An input that a bundle's further modality can take, too."""
-
-    modality: Modality | None = Field(
-        default=None, description="Of a bundle's further modalities, the one that takes the input."
-    )
-
-    @property
-    def content(self) -> Part:
-        """Return the input for the tower of its modality."""
-        part: Part = next(given for kind in _SENT if (given := getattr(self, kind, None)) is not None)
-        return part if self.modality is None else sent_to(part, self.modality)
-
-
-class TextInput(_Sent):
+class TextInput(RequestModel):
     text: Annotated[Input, read_as("text")]
 
 
-class ImageInput(_Sent):
+class ImageInput(RequestModel):
     image: Annotated[Input, read_as("image")] = Field(description=_MEDIA, examples=[PICTURE])
 
 
-class AudioInput(_Sent):
+class AudioInput(RequestModel):
     audio: Annotated[Input, read_as("audio")] = Field(description=_MEDIA, examples=[SOUND])
-
-
-class ArrayInput(_Sent):
-    array: Annotated[Input, read_as("array")] = Field(description=ARRAY)
 
 
 class VideoInput(RequestModel):
     video: Annotated[Input, read_as("video")] = Field(description="base64, or a data: URI")
+
+
+class NamedInput(RequestModel):
+    """An input of a modality that the bundle has besides, with exactly one of array, text, image, audio."""
+
+    modality: Modality = Field(
+        default="array", description="Its name. Without it an array is of the only modality that takes arrays."
+    )
+    array: Annotated[Part, read_as("array")] | None = Field(default=None, description=ARRAY)
+    text: Annotated[Part, read_as("text")] | None = None
+    image: Annotated[Part, read_as("image")] | None = Field(default=None, description=_MEDIA)
+    audio: Annotated[Part, read_as("audio")] | None = Field(default=None, description=_MEDIA)
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if len(self._given) != 1:
+            raise ValueError("an input with a modality has exactly one of: array, text, image, audio")
+        return self
+
+    @property
+    def _given(self) -> list[Part]:
+        return [part for part in (self.array, self.text, self.image, self.audio) if part is not None]
+
+    @property
+    def named(self) -> Part:
+        """Return the input for the tower of its modality."""
+        return sent_to(self._given[0], self.modality)
 
 
 def kind_of(value: Any) -> str | None:
@@ -184,6 +192,8 @@ def kind_of(value: Any) -> str | None:
         return None
     if isinstance(value.get("file"), File):
         return "named_file"
+    if value.get("modality") is not None or value.get("array") is not None:
+        return "named"
     kinds = [kind for kind in _KINDS if value.get(kind) is not None]
     return kinds[0] if len(kinds) == 1 else None
 
@@ -206,8 +216,7 @@ def present(value: dict[str, Any]) -> set[str]:
 
 def branch(wire: type[RequestModel], *fields: str) -> Any:
     """Return a branch of a union: an object whose first field identifies it, with the value of the field, or fields."""
-    value = "content" if issubclass(wire, _Sent) else fields[0]
-    return Annotated[wire, AfterValidator(attrgetter(value, *fields[1:])), Tag(fields[0])]
+    return Annotated[wire, AfterValidator(attrgetter(*fields)), Tag(fields[0])]
 
 
 def one_of(*branches: Any) -> GetPydanticSchema:
@@ -215,7 +224,7 @@ def one_of(*branches: Any) -> GetPydanticSchema:
     kinds = [
         tag.tag for branch_type in branches for tag in getattr(branch_type, "__metadata__", ()) if isinstance(tag, Tag)
     ]
-    expected = ", ".join(kind for kind in kinds if kind in _KINDS)
+    expected = ", ".join("array" if kind == "named" else kind for kind in kinds if kind in (*_KINDS, "named"))
     choice = Discriminator(
         kind_of,
         custom_error_type="input_kind",
@@ -242,7 +251,7 @@ KINDS = (
     branch(ImageInput, "image"),
     branch(AudioInput, "audio"),
     branch(VideoInput, "video"),
-    branch(ArrayInput, "array"),
+    branch(NamedInput, "named"),
 )
 
 
@@ -268,7 +277,7 @@ WEIGHTED_KINDS = (
     weighted(AudioInput, "audio"),
     SkipJsonSchema[Annotated[WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag("named_file")]],
     weighted(VideoInput, "video"),
-    weighted(ArrayInput, "array"),
+    weighted(NamedInput, "named"),
 )
 
 
