@@ -158,6 +158,8 @@ class VideoInput(RequestModel):
 class NamedInput(RequestModel):
     """An input of a modality that the bundle has besides, with exactly one of array, text, image, audio."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["modality"]}, {"required": ["array"]}]})
+
     modality: Modality = Field(
         default="array", description="Its name. Without it an array is of the only modality that takes arrays."
     )
