@@ -799,7 +799,7 @@ def test_items_are_text_and_never_markup(site: httpx.Client, page: Page) -> None
         expect(page.locator("#results blockquote").first).to_have_text(HOSTILE)
         page.locator("#results .open").first.click()
         expect(page.get_by_role("dialog").locator("#facts")).to_contain_text(HOSTILE)
-        page.get_by_role("dialog").get_by_role("button", name="More like").click()
+        page.get_by_role("dialog").get_by_text("Similar", exact=True).click()
         expect(page.locator("#found")).to_have_text(SEARCHED)
         page.get_by_role("button", name="Filters").click()
         page.goto("/#/map")
