@@ -198,7 +198,7 @@ def followed() -> tuple[Passage, int]:
         post("/embed", {"inputs": [{"image": passage.text}]})
         post("/items", {"items": [{"id": "noise", "image": passage.text}]})
         search = {"query": "a photo of the red dog", "include": ["metadata", "preview"]}
-        post("/search", search)  # what a collection was taught is looked up by the first one, then every five seconds
+        post("/search", search)  # what a collection was taught is looked up by the first one
         profiler.store_reads = 0
         post("/search", search)
         return passage, profiler.store_reads

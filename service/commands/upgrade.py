@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="earlier",
         type=Path,
         metavar="BUNDLE",
-        help="the bundle that filled the store: where no media are at hand, the map is learned from texts",
+        help="the bundle that filled the store: the map is learned from texts too, or from texts alone without media",
     )
     parser.add_argument("--media", type=Path, metavar="FOLDER", help="where the files of images, sounds and videos are")
     parser.add_argument("--media-key", metavar="KEY", help="the metadata key of a file's path; else the item's id")

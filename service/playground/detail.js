@@ -106,7 +106,7 @@ function media(item) {
   const { preview } = item;
   if (preview?.media_type?.startsWith("image/")) return picture(item, collection);
   const made = el("div", { class: `large ${item.modality}` }, face(item, collection, $("stage")));
-  if (!preview) made.append(el("p", {}, `There is no preview of this ${kindName(item).toLowerCase()}.`));
+  if (!preview?.media_type && !preview?.text) made.append(el("p", {}, `There is no preview of this ${kindName(item).toLowerCase()}.`));
   return made;
 }
 
@@ -200,6 +200,7 @@ function describe(item, pixels) {
     size && ["File", bytesWords(size)],
     item.moment && ["Best moment", momentWords(item.moment)],
     item.created && ["Stored here", new Date(item.created).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })],
+    preview?.mapped != null && ["Vector", `mapped from another model's, about ${preview.mapped.toFixed(2)} off (1 - cosine)`],
     ["Id", item.id],
   ].filter(Boolean);
   const list = (pairs) => el("dl", { class: "pairs" }, pairs.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));

@@ -48,3 +48,35 @@ seal, sitar, sleigh bells, slot machine, sonar, spray can, stapler, stomach, swo
 trombone, tuba, tuning fork, turnstile, ukulele, velcro, waterfall, welding, whip, wind chimes, windscreen wipers,
 xylophone, yodel
 """
+WHO = """
+a man, a woman, a boy, a girl, a child, a baby, two men, two women, three children, a group of people, a couple, a
+crowd, a family, a player, a worker, an old man, a young woman, a boy and a girl, a dog, two dogs, a cat, a horse,
+a bird
+"""
+DOING = """
+standing, sitting on a bench, running, walking a dog, jumping over a fence, playing with a ball, lying on the floor,
+looking at the camera, smiling, riding a bicycle, riding a horse, throwing a ball, catching a ball, kicking a football,
+hitting a tennis ball, playing the guitar, singing into a microphone, swimming in a pool, holding a camera, climbing a
+rock, skiing down a slope, snowboarding, surfing on a wave, skateboarding, digging in the sand, reading a book, eating
+an ice cream, drinking from a bottle, cooking a meal, cutting a cake, dancing, splashing in the water, pulling a sledge,
+pushing a cart, driving a car, paddling a canoe, sailing a boat, fishing, building a wall, painting a picture, sleeping
+on a sofa, looking out of a window, talking on a telephone, carrying a bag, waving a flag, holding a baby, chewing a
+stick, chasing a bird, sliding down a slide, swinging, waiting for a bus, selling fruit, crossing a street, wading
+through a river, racing, fighting, clapping, laughing
+"""
+WEAR = "shirt, jacket, hat, coat, dress, helmet, cap, suit, uniform, sweater, scarf, swimsuit"
+LOOKS = """
+red, blue, green, yellow, black, white, brown, orange, pink, grey, small, large, old, wooden, striped, wet, colourful,
+bright, dark, shiny
+"""
+WHERE = """
+on the beach, in the water, on the grass, in the street, in the snow, in a park, in a field, at night, near a building,
+in front of a wall, on a rock, in a room, on a table, by the river, in the mountains, on the road, in the air, at a
+market, in the woods, under a tree
+"""
+"""What people, animals and things of a picture do, how they look and where they are, for sentences."""
+
+
+def listed(words: str) -> list[str]:
+    """Return the words of one of these lists."""
+    return [word.replace("\n", " ").strip() for word in words.split(",")]

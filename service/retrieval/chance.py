@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from service.contract.vectors import Vectors
 from service.engine.embedder import Embedder
 from service.engine.inputs import Embedded, Text, raise_first
-from service.retrieval.bank import SIGHTS, SOUNDS
+from service.retrieval.bank import SIGHTS, SOUNDS, listed
 from service.retrieval.single_flight import SingleFlight
 from service.store import Background
 from service.store.background import rivals
@@ -32,7 +32,7 @@ from service.store.background import rivals
 PROBABLY = 0.3
 """False-discovery rate at which nothing survives where "probably nothing" is said. Chosen on Flickr8k's dev
 photographs, Caltech101's train split and ESC-50's folds 1 and 2 (docs/LOG.md, 2026-11-30)."""
-_SIGHTS, _SOUNDS = ([text.replace("\n", " ").strip() for text in words.split(",")] for words in (SIGHTS, SOUNDS))
+_SIGHTS, _SOUNDS = listed(SIGHTS), listed(SOUNDS)
 _HELD = 0.02
 """Share of the bank, the best fitting, that is taken to be in the collection. Chosen on the same media."""
 _NEAREST = 8

@@ -48,8 +48,8 @@ _FEATURES, _BANK, _MIXED = 10.0, 1.0, 0.01
 RECORDS = ".feedback/"
 """Beginning of the names of records: no name that a client may give begins with a dot."""
 _RECHECKED_S, _REMEMBERED = 5.0, 256
-"""Seconds after which the record is looked up again, for other processes may share a Milvus store; and of how many
-collections it is kept."""
+"""Seconds after which the record is looked up again where other processes share the store; and of how many collections
+it is kept."""
 
 Doubles = NDArray[np.float64]
 
@@ -200,8 +200,8 @@ class Feedback:
 
     async def head(self, collection: str) -> tuple[int, Head] | None:
         """Return the version that searches of a collection use, and its head; None where there is none."""
-        looked_up, version, head = self._heads.get(collection, (-np.inf, None, None))
-        if monotonic() - looked_up > _RECHECKED_S:
+        looked_up, version, head = self._heads.get(collection, (None, None, None))
+        if looked_up is None or (self._store.shared and monotonic() - looked_up > _RECHECKED_S):
             changes, versions = self._changes, await self.versions(collection)
             # A version is told by its time, too: after all were deleted, numbers begin anew.
             current = None if versions.current is None else versions.get(versions.current)

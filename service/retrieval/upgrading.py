@@ -2,13 +2,15 @@
 
 Of each modality some items, drawn by chance, are embedded again where their media are at hand: an adapter learns from
 their old and new vectors, and is tested on them (mapping.py). It maps the vectors of all other items and says how far
-each may be off; the worst are embedded again too. Where no media are at hand, it learns from texts that both bundles
-embed, and is tested by the answers that stay the same.
+each may be off; the worst are embedded again too. Where the bundle that filled the store is at hand, a map that
+learns from texts, which both bundles embed, is mixed in. Where no media are at hand there is only that one, and it is
+tested by the answers that stay the same.
 """
 
 import asyncio
 import hashlib
 import math
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from service.contract.bundle import Bundle, Manifest
+from service.contract.bundle import Bundle
 from service.contract.vectors import Vectors
 from service.engine.cache import MemoryCache
 from service.engine.caller import BACKGROUND
 from service.engine.inputs import Embedded, Text, raise_first
 from service.engine.opening import open_engine
+from service.retrieval import bank
 from service.retrieval.chance import background_texts
 from service.retrieval.indexing import NewItem, embed_items
 from service.retrieval.mapping import MOST_PAIRS, Adapter, kept
@@ -33,8 +36,9 @@ from service.runtime.metrics import Metrics
 from service.store import Entry, Moment, StoreError
 from service.store.carry_over import OldItem
 
-DRAWN = 0.8
-"""Share of the items to be embedded again that is drawn by chance; the others are the worst."""
+DRAWN = 0.95
+"""Share of the items to be embedded again that is drawn by chance; the others are the worst. What is learned from one
+more item is worth more, in all answers together, than the worst item is (docs/LOG.md)."""
 _LEAST_EMBEDDED = 100
 """Items of a modality that are embedded again in any case: an adapter of fewer is worth little."""
 _LEAST_PAIRS = 20
@@ -50,7 +54,7 @@ class Plan:
     least: float
     """Share of answers that must stay the same, or nothing is done."""
     earlier: Bundle | None = None
-    """The bundle that filled the store: needed where media of a modality are not at hand."""
+    """The bundle that filled the store: it makes maps better, and is needed where media are not at hand."""
 
 
 class Upgrading(Filling):
@@ -78,19 +82,30 @@ class Upgrading(Filling):
             await self._draw(kind, slots[kind], drawn)
             self._again.update(drawn.slots)
         needed = {_adapter_of(kind) for kind, of_kind in slots.items() if not self._again.issuperset(of_kind)}
+        of_texts, old_queries = None, np.empty((0, 0), np.float32)
+        if needed and self._plan.earlier is not None and queries is not None:
+            of_texts, old_queries = await self._learn_from_texts(self._plan.earlier, len(queries))
         for kind, drawn in pairs.items():
             if kind in needed and len(drawn.slots) >= _LEAST_PAIRS:
-                adapter = await asyncio.to_thread(Adapter, drawn.old[:MOST_PAIRS], drawn.new[:MOST_PAIRS])
+                known = drawn.old[:MOST_PAIRS], drawn.new[:MOST_PAIRS]
+                adapter = await asyncio.to_thread(Adapter, *known, of_texts)
                 self._adapters[kind] = adapter
                 self.outcome.learned[kind] = {
                     "pairs": len(adapter.new),
+                    "share_of_texts": adapter.texts_share,
                     "error": float(adapter.errors.mean()),
                     "correlation": adapter.correlation,
                     "kept": kept(adapter.new if queries is None else queries, adapter.new, adapter.left_out),
                 }
         without = [kind for kind in pairs if kind in needed and kind not in self._adapters]
-        if without and self._plan.earlier is not None and queries is not None:
-            await self._learn_from_texts(self._plan.earlier, queries, {kind: slots[kind] for kind in without})
+        if of_texts is not None:
+            for kind in without:
+                _, tested = self.old.vectors(list(islice(_by_chance(slots[kind]), _TESTED)))
+                self._adapters[kind] = of_texts
+                self.outcome.learned[kind] = {
+                    "texts": len(of_texts.new),
+                    "kept": kept(old_queries, tested, of_texts(tested)[0], queries),
+                }
         self._judge({kind: len(slots[kind]) for kind in without})
         for kind, of_kind in slots.items():
             await asyncio.to_thread(self._choose, kind, of_kind)
@@ -119,26 +134,19 @@ class Upgrading(Filling):
             if isinstance(original := self.originals.of(item), Found):
                 yield original
 
-    async def _learn_from_texts(self, earlier: Bundle, queries: Vectors, slots: dict[str, list[int]]) -> None:
-        """Learn one adapter from everyday words, and test it by the answers to them: those of the old bundle."""
+    async def _learn_from_texts(self, earlier: Bundle, count: int) -> tuple[Adapter, Vectors]:
+        """Return an adapter that learned from everyday texts, and the old bundle's vectors of the first of them."""
         if earlier.manifest.space != self.old.space or "text" not in earlier.manifest.towers:
             raise StoreError(f"--from {earlier.path}: it is not the bundle that filled the store, or embeds no texts")
-        texts = practice_texts(self.bundle.manifest)
         settings = self.settings.model_copy(update={"bundle": earlier.path, "modalities": ("text",)})
         opened = await asyncio.to_thread(open_engine, settings, earlier)
         embedder = opened.embedder(MemoryCache(0), settings, Metrics())
         try:
-            old = await _texts(embedder, texts)
+            old = await _texts(embedder, practice_texts())
         finally:
             await embedder.close()
-        adapter = await asyncio.to_thread(Adapter, old, await _texts(self.embedder, texts))
-        for kind, of_kind in slots.items():
-            _, tested = self.old.vectors(list(islice(_by_chance(of_kind), _TESTED)))
-            self._adapters[kind] = adapter
-            self.outcome.learned[kind] = {
-                "texts": len(texts),
-                "kept": kept(old[: len(queries)], tested, adapter(tested)[0], queries),
-            }
+        new = await _texts(self.embedder, practice_texts())
+        return await asyncio.to_thread(Adapter, old, new), old[:count]
 
     def _judge(self, without: dict[str, int]) -> None:
         """Raises StoreError where an adapter is not as good as it has to be, or there is none."""
@@ -255,10 +263,24 @@ class _Pairs:
         self._keep(records)
 
 
-def practice_texts(manifest: Manifest) -> list[str]:
-    """Return everyday words, alone and then in the bundle's templates: texts to learn from where there are no media."""
-    templates = dict.fromkeys(["{}", *(template for some in manifest.templates.values() for template in some)])
-    return [template.format(word) for template in templates for word in background_texts()][:MOST_PAIRS]
+def practice_texts() -> list[str]:
+    """Return texts to learn from, always the same: everyday words, and then sentences such as captions are."""
+    draw, texts = random.Random(0), dict.fromkeys(background_texts())
+    things, sounds = bank.listed(bank.SIGHTS), bank.listed(bank.SOUNDS)
+    lists = [bank.listed(words) for words in (bank.WHO, bank.DOING, bank.LOOKS, bank.WEAR, bank.WHERE)]
+    while len(texts) < MOST_PAIRS:
+        (thing, other), (sound, noise) = draw.sample(things, 2), draw.sample(sounds, 2)
+        who, doing, look, wear, where = map(draw.choice, lists)
+        forms = (
+            f"{who} {doing} {where}",
+            f"{who} in a {look} {wear} {doing}",
+            f"{who} with a {look} {thing} {where}",
+            f"{who} and a {thing}",
+            f"a {look} {thing} and a {other} {where}",
+            f"{sound} and then {noise} {where}",
+        )
+        texts[draw.choices(forms, (5, 5, 3, 2, 3, 2))[0]] = None
+    return list(texts)
 
 
 def _vectors(item: OldItem) -> list[tuple[str, Vectors]]:

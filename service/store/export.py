@@ -60,19 +60,23 @@ class Export:
 
     def items(self) -> Iterator[Exported]:
         """Yield the items in the order in which they were first written. Raises StoreDamaged."""
-        query = """SELECT items.id, modality, metadata, created, updated, vector,
-            (SELECT substr(content, 1, ?) FROM keywords WHERE keywords.item = items.key AND field = ?)
+        error = "(SELECT error FROM mapped WHERE mapped.slot = items.slot)"
+        if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'mapped'").fetchone():
+            error = "NULL"  # a store of an earlier version, which no server has opened since
+        query = f"""SELECT items.id, modality, metadata, created, updated, vector,
+            (SELECT substr(content, 1, ?) FROM keywords WHERE keywords.item = items.key AND field = ?), {error}
             FROM items JOIN vectors USING (slot) WHERE collection = ? ORDER BY items.key"""
         try:
             with closing(self._connection.execute(query, (TEXT_CHARS, keywords.TEXT, self._moments_key))) as cursor:
-                moments = by_owner({id: rows.unpack(vector) for id, _, _, _, _, vector, _ in cursor})
-            for id, modality, metadata, created, updated, vector, text in self._connection.execute(
+                moments = by_owner({id: rows.unpack(vector) for id, _, _, _, _, vector, _, _ in cursor})
+            for id, modality, metadata, created, updated, vector, text, off in self._connection.execute(
                 query, (TEXT_CHARS, keywords.TEXT, self._key)
             ):
                 preview = previews.of_item(self._connection, self._key, id)
                 shown = None
-                if text is not None or preview is not None:
+                if text is not None or preview is not None or off is not None:
                     kind, about = (None, {}) if preview is None else (preview.media_type, dict(preview.about))
+                    about |= {} if off is None else {"mapped": off}
                     shown = Shown(text, kind, about)
                 values = orjson.loads(metadata), created, updated, rows.unpack(vector)
                 yield Exported(Item(self._name, id, modality, *values), shown, preview, moments.get(id, ()))

@@ -75,6 +75,8 @@ class Store(Protocol):
 
     kind: ClassVar[str]
     """The database's name, for messages."""
+    shared: ClassVar[bool]
+    """Whether other processes may write to it meanwhile."""
 
     async def ready(self) -> bool:
         """Return whether it can be read now, as far as can be told without doing so."""

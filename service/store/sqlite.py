@@ -64,6 +64,7 @@ class SqliteStore(Store):
     """Keeps the store in one directory. Store describes the methods."""
 
     kind = "SQLite"
+    shared = False
 
     def __init__(self, path: Path, manifest: Manifest, lock: int, rules: Rules, least_free_bytes: int) -> None:
         """Use open() instead of calling this."""

@@ -5,8 +5,10 @@ import io
 import json
 import random
 import re
+import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,8 @@ def published(
     settings = Settings(bundle=bundle, store=folder / "store", device="cpu", previews=True)
     with serving(settings) as client:
         fill(client, media)
+        with closing(sqlite3.connect(folder / "store/store.sqlite3")) as file, file:
+            file.execute("INSERT INTO mapped SELECT slot, 0.07 FROM items WHERE id = 'cat.jpg'")
         publish(folder / "site", "default", runtime, settings)
         with files_served(folder / "site") as address, httpx.Client(base_url=address) as site:
             yield Published(client, bundle, site)
@@ -123,6 +127,7 @@ def test_a_person_searches_by_words_by_a_picture_and_by_an_item(page: Page, medi
     expect(first).to_have_attribute("data-id", "cat.jpg")
     first.locator(".open").click()
     expect(page.locator("#facts")).to_contain_text("Similarity 1.000")
+    expect(page.locator("#facts")).to_contain_text("mapped from another model's, about 0.07 off")
     expect(page.get_by_role("button", name="Download")).to_be_visible()
     expect(page.get_by_role("button", name="Delete")).to_have_count(0)
     page.locator("#detail-acts").get_by_role("button", name="More like cat.jpg").click()

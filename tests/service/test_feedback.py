@@ -123,6 +123,21 @@ def test_versions_stay_and_can_be_gone_back_to(open_store, tmp_path):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 
+@both
+def test_the_record_is_read_again_where_others_may_write_it(open_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(feedback, "_RECHECKED_S", -1.0)
+
+    async def use(store):
+        await store.upsert([Entry("c", "a", "image", {}, vector_of("a"))])
+        here, elsewhere = Feedback(FakeEmbedder(), store), Feedback(FakeEmbedder(), store)
+        assert await here.head("c") is None
+        await elsewhere.teach("c", [Judgement(vector_of("q"), ["a"], [])])
+        assert (await here.head("c") is not None) == store.shared
+        assert await Feedback(FakeEmbedder(), store).head("c") is not None
+
+    in_store(open_store, tmp_path, use)
+
+
 def test_a_store_of_another_space_is_not_taught(tmp_path):
     async def use(store):
         await store.upsert([Entry("c", "a", "image", {}, vector_of("a"))])

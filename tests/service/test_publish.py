@@ -3,6 +3,8 @@
 import asyncio
 import gzip
 import json
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -40,7 +42,9 @@ def publishing(bundle, runtime, tmp_path, capsys):
     entries = [
         Entry("default", "a/cat.jpg", "image", {"what": "a cat", "n": 1}, VECTORS[0], preview=JPEG),
         Entry("default", "note", "text", {}, VECTORS[1], text="hello " * 300),
-        Entry("default", "film", "video", {}, VECTORS[2], moments=[Moment("image", 1.0, 2.5, VECTORS[3])]),
+        Entry(
+            "default", "film", "video", {}, VECTORS[2], None, None, [Moment("image", 1.0, 2.5, VECTORS[3])], mapped=0.07
+        ),
         Entry("other", "secret", "text", {"password": "hunter2"}, VECTORS[4], text="of another collection"),
     ]
 
@@ -68,7 +72,7 @@ def test_all_of_a_collection_is_there_and_nothing_else(publishing, bundle, tmp_p
     assert (cat["id"], cat["modality"], cat["metadata"]) == ("a/cat.jpg", "image", {"what": "a cat", "n": 1})
     assert cat["preview"] == {"media_type": "image/jpeg", "width": 8, "height": 6}
     assert (site / cat["file"]).read_bytes() == JPEG.data
-    assert len(note["preview"]["text"]) == 1_000 and film["preview"] is None
+    assert len(note["preview"]["text"]) == 1_000 and film["preview"] == {"mapped": 0.07}
     assert described["moments"] == [{"modality": "image", "start": 1.0, "end": 2.5}] and published["owners"] == [2]
     vectors = np.fromfile(site / "vectors.f16", np.float16).reshape(-1, tiny_bundle.DIMENSIONS)
     np.testing.assert_array_equal(vectors, VECTORS[:4])
@@ -82,6 +86,15 @@ def test_all_of_a_collection_is_there_and_nothing_else(publishing, bundle, tmp_p
     for file in (file for file in site.rglob("*") if file.is_file()):
         data = file.read_bytes()
         assert b"hunter2" not in data and b"another collection" not in data and str(tmp_path).encode() not in data, file
+
+
+def test_a_store_of_before_vectors_were_mapped_is_published(publishing, bundle, runtime, tmp_path):
+    publishing()
+    with closing(sqlite3.connect(tmp_path / "store/store.sqlite3")) as file:
+        file.execute("DROP TABLE mapped")
+    given = ["--bundle", str(bundle), "--runtime", str(runtime), "--store", str(tmp_path / "store")]
+    assert main(["publish", str(tmp_path / "site"), *given]) == 0
+    assert json.loads((tmp_path / "site/items.json").read_text())["items"][2]["preview"] is None
 
 
 def test_metadata_can_be_left_out_and_a_folder_is_replaced_as_a_whole(publishing, tmp_path):

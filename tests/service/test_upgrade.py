@@ -77,6 +77,18 @@ def test_an_adapter_tells_how_far_it_is_off_and_is_tested_on_what_it_did_not_lea
     assert adapter(apart)[1].mean() > 2 * told.mean(), "nothing like them was learned from"
 
 
+def test_a_map_of_texts_helps_where_pairs_are_few_and_is_left_out_where_it_misleads():
+    turn, old = np.random.default_rng(1).standard_normal((24, 32)), unit(1_000, 24)
+    new = l2_normalise(old @ turn + unit(1, 32, seed=5))
+    texts = l2_normalise(unit(500, 24, seed=2) + unit(1, 24, seed=3))
+    few = old[:40], new[:40]
+    adapters = [Adapter(*few, Adapter(texts, other)) for other in (l2_normalise(texts @ turn), unit(500, 32, seed=7))]
+    alone, helped, misled = (1 - (a(old[40:])[0] * new[40:]).sum(axis=1).mean() for a in (Adapter(*few), *adapters))
+    assert adapters[0].texts_share == 0.5 and adapters[1].texts_share == 0
+    assert helped < 0.8 * alone and misled == alone
+    assert adapters[0].errors.mean() == pytest.approx(helped, rel=0.25)
+
+
 def test_the_share_of_answers_that_stay():
     real, queries = np.eye(8, dtype=np.float32), np.eye(8, dtype=np.float32)[:4]
     assert kept(queries, real, real, top=1) == kept(queries, real[:1], real[:1]) == 1.0
@@ -86,11 +98,13 @@ def test_the_share_of_answers_that_stay():
 
 def test_a_store_is_mapped_and_what_is_at_hand_is_embedded(settings, store, other, media, capsys):
     before = held(store, settings.bundle)
-    assert main(["upgrade", str(store), "--to", str(other), "--media", str(media), "--json"]) == 0
+    given = ["--to", str(other), "--from", str(settings.bundle), "--media", str(media), "--json"]
+    assert main(["upgrade", str(store), *given]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["embedded"] == {"file": COUNT / AT_HAND, "text": 1, "mapped": COUNT - COUNT / AT_HAND + 1}
     assert told["left_out"] == {"vector: it was given as a vector, of no known modality": 1}
     assert told["learned"]["image"]["pairs"] == 80 and told["learned"]["image"]["error"] < 0.1
+    assert 0 <= told["learned"]["image"]["share_of_texts"] <= 0.5
     after = held(store, other)
     assert list(after) == [id for id in before if id != "given"], "in the same order"
     assert all(after[id].created == before[id].created for id in after)

@@ -1,6 +1,8 @@
 """`attach`: towers trained into the space of an embedding API, a real server here, and a bundle that asks it."""
 
 import json
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -109,7 +111,7 @@ def attached(_api: Api, tiny_root: Path, tmp_path_factory: pytest.TempPathFactor
     arguments = (recipe, "--endpoint", _api.url(), "--model", "m", "--cache", folder / "cache", "--out", out)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(endpoint, "_PATIENT", Retries(attempts=1))
-        _api.answers = [(200, ""), (200, ""), (500, "")]
+        _api.answers = [(200, ""), (200, ""), (200, ""), (500, "")]
         assert spaces.run("attach", *arguments, "--work", folder / "work") == 2
         gave = set(_api.texts) - {PROBE}
         assert gave
@@ -134,6 +136,10 @@ def test_texts_keep_their_vectors_and_a_store_that_was_filled_before_answers_pic
 ) -> None:
     manifest = attached.manifest
     assert (manifest.dimensions, set(manifest.towers)) == (12, {"image", "audio", "text"})
+    means = {kind: np.array(mean) for kind, mean in manifest.means.items()}
+    assert np.linalg.norm(means["text"]) > 0.2
+    for kind in ("image", "audio"):
+        assert abs(means[kind] @ means["text"]) < 0.01, "media have nothing of what all texts have in common"
     check_bundle(attached.path)
     with serving(settings(attached, tmp_path, endpoint=api.url(), endpoint_key="secret")) as client:
         texts = [f"a picture of {name}" for name in tiny.COLOURS] + ["the sound of red", "the sound of blue"]
@@ -178,6 +184,20 @@ def test_another_model_behind_the_same_address_is_noticed(attached: Bundle, api:
         assert found(client, "blue")["id"] == "x"
         api.other = -0.5  # from one call to the next
         assert "are not those of the model 'm'" in found(client, "red", 503).json()["detail"]
+
+
+def test_vectors_of_another_model_in_the_cache_are_not_taken(
+    api: Api, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (spaces.recipe(tiny_root, tmp_path, "image"), "--endpoint", api.url(), "--model", "m")
+    arguments += ("--cache", tmp_path / "cache", "--work", tmp_path / "work", "--out")
+    assert spaces.run("attach", *arguments, tmp_path / "one") == 0
+    api.other = -0.5
+    assert spaces.run("attach", *arguments, tmp_path / "two") == 2
+    said = capsys.readouterr().err
+    assert "gives other vectors for m than when it made those in" in said
+    shutil.rmtree(re.findall(r"those in (\S+): delete", said)[0])
+    assert spaces.run("attach", *arguments, tmp_path / "two") == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from training.fit.losses import clamp_log_scale, contrast, info_nce, nested, same_pairs
 from training.recipe import MAX_TEMPERATURE, MIN_TEMPERATURE, ObjectiveSpec
@@ -60,6 +60,18 @@ def by_definition(spec: ObjectiveSpec, inputs: list[torch.Tensor], keys: tuple[t
 def test_each_contrast_is_its_definition(spec: ObjectiveSpec, keys: tuple[torch.Tensor, ...]) -> None:
     inputs = leaves()
     assert math.isclose(value(spec, inputs, keys).item(), by_definition(spec, inputs, keys), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_media_are_told_from_other_texts_but_not_from_their_own(chunk: int | None) -> None:
+    raw_media, raw_texts, scale = (tensor.detach() for tensor in leaves())
+    media, texts = normalize(raw_media, dim=-1), normalize(raw_texts, dim=-1)
+    more, own = texts[[4, 5, 3]] + 0.1, torch.arange(12)
+    loss = contrast(ObjectiveSpec(chunk=chunk), media, texts, scale, (own,), more=(more, (torch.tensor([20, 21, 3]),)))
+    logits = scale.exp() * media @ torch.cat([texts, more]).T
+    logits[3, 14] = -torch.inf
+    expected = (cross_entropy(logits, own) + cross_entropy(logits[:, :12].T, own)) / 2
+    assert math.isclose(loss.item(), expected.item(), rel_tol=1e-5)
 
 
 def test_golden_values() -> None:

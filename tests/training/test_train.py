@@ -269,6 +269,17 @@ def test_a_mixed_batch_holds_every_source_and_mistakes_none(make_recipe: MakeRec
         assert shared <= {-1}
 
 
+def test_other_texts_come_with_their_keys(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(train={"batch_size": 8, "objective": {"other_texts": 5}})
+    source = Prepared(read_pairs(recipe, "pictures")["train"], *fake_features(recipe, "pictures"))
+    [part] = Batches(recipe, [source]).draw(0, np.random.default_rng(0))
+    assert len(part.texts["pooled"]) == len(part.keys[0]) == 8
+    drawn = torch.stack(part.other_keys[:2], dim=1).tolist()
+    assert len(part.others["pooled"]) == len(drawn) == 5
+    assert all(link in source.pairs.links.tolist() for link in drawn)
+    assert torch.equal(part.others["pooled"], torch.from_numpy(source.texts.pooled[part.other_keys[1].numpy()]))
+
+
 def test_several_captions_of_a_medium_are_different_ones(make_recipe: MakeRecipe) -> None:
     pairs = read_pairs(make_recipe(), "pictures")["train"]  # two captions of each picture
     rng = np.random.default_rng(0)

@@ -11,16 +11,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from service.contract.bundle import check_target
+from service.contract.endpoint import PROBE, of_one_model
 from training import pipeline
 from training.distributed import joined
-from training.features import default_cache
+from training.encode.endpoint import EndpointError
+from training.encoders import FrozenEncoder
+from training.features import cached_features, default_cache, folder_of
 from training.fit.ladder import save_projectors, train
 from training.heads.bundled import PROJECTORS
 from training.heads.concepts import named
 from training.heads.projector import NoHead
 from training.heads.trained import licences_of
+from training.measure.validation import sampled
 from training.recipe import SET_HELP, EncoderSource, Recipe, load_recipe
+
+_OTHER_TEXTS, _TEMPERATURE = 4_096, 0.02
+"""Chosen on the dev photographs of Flickr8k (docs/LOG.md)."""
+_MEAN_OF = 20_000
+"""Texts whose mean direction is taken."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +55,14 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     source = EncoderSource(endpoint=options.endpoint, model=options.model, vectors=vectors)
     recipe = recipe.model_copy(update={"encoders": {**recipe.encoders, "text": source}, "texts": {}})
     frozen = pipeline.encoders(recipe, cache)
+    _check_cache(frozen["text"], cache)
     recipe = _in_space(recipe, frozen["text"].width)
     read = pipeline.pairs(recipe, cache)
     data = pipeline.features(recipe, frozen, read, cache)
+    texts = [splits["train"].texts for splits in data.values() if len(splits["train"].texts)]
     head = NoHead("text", frozen["text"].width).eval()
+    if texts:
+        head.common = torch.from_numpy(sampled(head, texts, _MEAN_OF, np.random.default_rng(0)).mean(0))
     trained = train(recipe, data, work, frozen={"text": head}, names=named(recipe, frozen, cache))
     if joined().index:
         return {}
@@ -60,7 +76,30 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     return {"bundle": str(bundle.path), "space": bundle.manifest.space, **bundle.manifest.evaluation}
 
 
+def _check_cache(encoder: FrozenEncoder, cache: Path) -> None:
+    """Raises EndpointError where the cache holds vectors that another model of the same name gave."""
+    remote = encoder.remote
+    assert remote is not None
+    if remote.url is None:
+        return
+    [known] = np.asarray(cached_features(encoder, [PROBE], cache).pooled)
+    if not of_one_model(known, remote.probe):
+        raise EndpointError(
+            f"{remote.url} gives other vectors for {remote.model} than when it made those in "
+            f"{cache / folder_of(cache, encoder, False)}: delete that folder to have all texts embedded again"
+        )
+
+
 def _in_space(recipe: Recipe, dimensions: int) -> Recipe:
-    """The recipe for heads that end in a space of so many dimensions, which nothing may be added to."""
+    """The recipe for heads that end in a space of so many dimensions, which nothing may be added to.
+
+    Texts stay where they are, closer together than a projector would place them: unless the recipe says otherwise, it
+    starts at a lower temperature, and media are told from more texts than a batch has.
+    """
     changed = {"dimensions": dimensions, "querybank": 0, "matryoshka": ()}
-    return recipe.model_copy(update={"projector": recipe.projector.model_copy(update=changed)})
+    train, objective = recipe.train, recipe.train.objective
+    if "other_texts" not in objective.model_fields_set:
+        train = train.model_copy(update={"objective": objective.model_copy(update={"other_texts": _OTHER_TEXTS})})
+    if "temperature" not in train.model_fields_set:
+        train = train.model_copy(update={"temperature": _TEMPERATURE})
+    return recipe.model_copy(update={"projector": recipe.projector.model_copy(update=changed), "train": train})

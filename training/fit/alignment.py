@@ -23,7 +23,7 @@ from training.fit.loop import Figures, Plan, Task, begin, run, warm_cosine
 from training.fit.losses import alignment, clamp_log_scale, contrast, nested, noise_robust, uniformity
 from training.fit.sampling import Batches, Part, epoch_steps, steps_of
 from training.heads.concepts import Named, name_vectors, place, soft_caption_loss
-from training.heads.projector import Head, Standardise
+from training.heads.projector import Head, NoHead, Standardise
 from training.heads.trained import Trained, init_hash, load_projectors
 from training.measure.prepared import Prepared
 from training.measure.validation import Data, calibrate, means, overall, validate
@@ -84,6 +84,9 @@ class Alignment(Task):
 
         self.batches = Ahead(draw, steps_of(recipe, self.sources, ranks))
         self.board: Any = None
+        self.learning = [heads[modality] for modality in learning]
+        self.common = heads["text"].common if isinstance(heads["text"], NoHead) else None
+        self.after_step()
 
     @property
     def waited_s(self) -> float:
@@ -98,6 +101,9 @@ class Alignment(Task):
 
     def after_step(self) -> None:
         clamp_log_scale(self.scales.log_scales.data)
+        if self.common is not None:
+            for head in self.learning:
+                head.leave_out(self.common.to(head.device))
 
     def judge(self, model: nn.Module) -> tuple[float, Figures]:
         assert isinstance(model, nn.ModuleDict)
@@ -268,20 +274,25 @@ def _loss(
     parts = [part for part in parts if part.texts]
     if not parts:
         return soft
-    sides = []
+    sides, others = [], []
     with _precision(spec, device):
         for part in parts:
             media = {key: value.to(device, non_blocking=True).float() for key, value in part.media.items()}
             texts = {key: value.to(device, non_blocking=True).float() for key, value in part.texts.items()}
             sides.append((heads[sources[part.source].pairs.modality](**media), heads["text"](**texts)))
+            if part.others:
+                texts = {key: value.to(device, non_blocking=True).float() for key, value in part.others.items()}
+                others.append(heads["text"](**texts))
     all_media, all_texts = (torch.cat(side) if len(parts) > 1 else side[0] for side in zip(*sides, strict=True))
     keys = tuple(torch.cat(key).to(device) for key in zip(*(part.keys for part in parts), strict=True))
+    other_keys = tuple(torch.cat(key).to(device) for key in zip(*(part.other_keys for part in parts), strict=True))
     pick = 0 if spec.objective.mixed else parts[0].source
     lengths = (*recipe.projector.matryoshka, recipe.projector.dimensions)
     loss = soft
     for n in lengths:
         cut = nested(all_media, n), nested(all_texts, n)
-        loss = loss + contrast(spec.objective, *cut, log_scales[pick], keys, ranks) / len(lengths)
+        more = (nested(torch.cat(others), n), other_keys) if others else None
+        loss = loss + contrast(spec.objective, *cut, log_scales[pick], keys, ranks, more) / len(lengths)
     for part, own in zip(parts, sides, strict=True):
         loss = loss + _regulariser(spec, part, *own) / (len(parts) * ranks.count)
     return loss

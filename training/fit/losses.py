@@ -23,27 +23,33 @@ def contrast(
     log_scale: Tensor,
     keys: tuple[Tensor, ...],
     ranks: Ranks = ALONE,
+    more: tuple[Tensor, tuple[Tensor, ...]] | None = None,
 ) -> Tensor:
     """This process's share of the loss of all pairs: unit vectors (n, D) of both sides, keys (n,) for `same_pairs`.
+    Media are told from `more` texts too: unit vectors (m, D) and their keys (m,).
 
     Over all processes the shares, and their gradients, add up to those of one process with every pair (n the same
     everywhere). With `spec.chunk` only (chunk, B) logits exist at a time, in the backward pass too: each block is
     computed again there (gradient checkpointing, arXiv 1604.06174), at about twice the arithmetic.
     """
     if spec.negatives == "own" and ranks.count > 1:  # each process's pairs alone: the mean over the processes
-        return contrast(spec, media, texts, log_scale, keys) / ranks.count
-    if spec.kind == "info_nce" and spec.repeated == "mask" and spec.chunk is None and ranks.count == 1:
+        return contrast(spec, media, texts, log_scale, keys, more=more) / ranks.count
+    if spec.kind == "info_nce" and spec.repeated == "mask" and spec.chunk is None and ranks.count == 1 and more is None:
         return info_nce(media, texts, log_scale, same_pairs(*keys))
     all_media, all_texts = ranks.gather(media), ranks.gather(texts)
     all_keys = tuple(ranks.gather_constant(key) for key in keys)
     total, first = len(all_media), ranks.index * len(media)
     size = spec.chunk or len(media)
     loss = torch.zeros((), device=media.device)
-    for queries, others in ((media, all_texts), (texts, all_media)):
+    seen, seen_keys = all_texts, all_keys
+    if more is not None:
+        seen = torch.cat([all_texts, more[0]])
+        seen_keys = tuple(torch.cat(key) for key in zip(all_keys, more[1], strict=True))
+    for queries, others, other_keys in ((media, seen, seen_keys), (texts, all_media, all_keys)):
         for start in range(0, len(queries), size):
             rows = slice(start, min(start + size, len(queries)))
             own = torch.arange(first + rows.start, first + rows.stop, device=media.device)
-            block = partial(_block, spec, own=own, keys=tuple(key[rows] for key in keys), all_keys=all_keys)
+            block = partial(_block, spec, own=own, keys=tuple(key[rows] for key in keys), all_keys=other_keys)
             inputs = (queries[rows], others, log_scale)
             if spec.chunk is None:
                 loss = loss + block(*inputs)

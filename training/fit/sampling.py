@@ -1,7 +1,7 @@
 """Batches of prepared pairs: which links a step draws, and their features as tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,11 +24,16 @@ class Part:
     media: dict[str, Tensor]
     texts: dict[str, Tensor]
     keys: tuple[Tensor, ...]
+    others: dict[str, Tensor] = field(default_factory=dict)
+    """Other texts of the source that the media are told from, and their keys."""
+    other_keys: tuple[Tensor, ...] = ()
 
     def pinned(self) -> "Part":
         """Returns a copy in page-locked memory, from which a GPU copies while it computes."""
-        media, texts = ({key: value.pin_memory() for key, value in side.items()} for side in (self.media, self.texts))
-        return Part(self.source, media, texts, self.keys)
+        media, texts, others = (
+            {key: value.pin_memory() for key, value in side.items()} for side in (self.media, self.texts, self.others)
+        )
+        return Part(self.source, media, texts, self.keys, others, self.other_keys)
 
 
 class Sampler:
@@ -97,7 +102,7 @@ class Batches:
             Sampler(source.pairs, max(2, round(spec.batch_size * part)) * ranks.count, spec.objective.captions)
             for source, part in zip(sources, parts, strict=True)
         ]
-        self._tokens = recipe.projector.needs_tokens
+        self._tokens, self._other_texts = recipe.projector.needs_tokens, spec.objective.other_texts
 
     @property
     def state(self) -> list[list[int]]:
@@ -123,13 +128,19 @@ class Batches:
         media = tensors(source.media, links[:, 0], self._tokens, int(rng.integers(2**62)) if several else None)
         if source.pairs.supervision == "concepts":
             return Part(pick, media, {}, ())
-        texts = tensors(source.texts, links[:, 1], self._tokens)
-        # Numbers of another source's media, texts and classes are other things: `offset` keeps them apart.
-        offset = pick << 40
-        keys = [torch.from_numpy(links[:, 0]) + offset, torch.from_numpy(links[:, 1]) + offset]
-        labels = source.pairs.labels
-        held = np.full(len(links), -1) if labels is None else labels[links[:, 0]] + offset
-        return Part(pick, media, texts, (*keys, torch.from_numpy(held)))
+        part = Part(pick, media, tensors(source.texts, links[:, 1], self._tokens), _keys(source.pairs, links, pick))
+        if not self._other_texts:
+            return part
+        more = source.pairs.links[rng.integers(len(source.pairs.links), size=self._other_texts)]
+        others = tensors(source.texts, more[:, 1], self._tokens)
+        return replace(part, others=others, other_keys=_keys(source.pairs, more, pick))
+
+
+def _keys(pairs: Pairs, links: Rows, pick: int) -> tuple[Tensor, ...]:
+    # Numbers of another source's media, texts and classes are other things: `offset` keeps them apart.
+    offset = pick << 40
+    held = np.full(len(links), -1) if pairs.labels is None else pairs.labels[links[:, 0]] + offset
+    return torch.from_numpy(links[:, 0]) + offset, torch.from_numpy(links[:, 1]) + offset, torch.from_numpy(held)
 
 
 def steps_of(recipe: Recipe, sources: Sequence[Prepared], ranks: Ranks = ALONE) -> int:

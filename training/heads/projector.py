@@ -130,6 +130,8 @@ class AttentionPooling(nn.Module):
 
 
 _POOLED = {"linear": Linear, "mlp": ResidualMLP}
+_LAST = ("linear", "skip", "skip.2", "down", "out")
+"""Ends of the names of the layers of media whose sum is a vector of the space."""
 
 
 class ConceptBranch(nn.Module):
@@ -227,6 +229,15 @@ class Head(nn.Module):
         """The device of its tensors."""
         return next(chain(self.parameters(), self.buffers())).device
 
+    @torch.no_grad()
+    def leave_out(self, direction: Tensor) -> None:
+        """Take a direction (D,) of the space out of what the last layers give, in place."""
+        unit = normalize(direction, dim=0)
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear) and name.endswith(_LAST):
+                layer.weight.sub_(torch.outer(unit, unit @ layer.weight))
+                layer.bias.sub_(unit * (unit @ layer.bias))
+
     def forward(self, pooled: Tensor, tokens: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         vectors = self._projected(pooled, tokens, weights)
         return vectors if self.reserve is None else self.reserve(vectors)
@@ -253,6 +264,10 @@ class Head(nn.Module):
 
 class NoHead(Head):
     """No projector: the encoder's own vectors (B, d), brought to length 1."""
+
+    common: Tensor | None = None
+    """A direction (d,) that most of the vectors share, if heads that learn to agree with them are to have nothing of
+    it: in some spaces it is most of a vector, and in media it would only be noise."""
 
     def __init__(self, modality: Modality, width: int) -> None:
         nn.Module.__init__(self)

@@ -42,6 +42,7 @@ class MilvusStore(Store):
     """Keeps the store in one database of Milvus. Store describes the methods."""
 
     kind = "Milvus"
+    shared = True
 
     def __init__(self, connection: Connection, manifest: Manifest) -> None:
         """Use open() instead of calling this."""
