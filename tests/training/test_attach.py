@@ -159,7 +159,7 @@ def test_texts_keep_their_vectors_and_a_store_that_was_filled_before_answers_pic
 
 
 def test_an_endpoint_that_fails_says_so_to_everyone_who_waits(attached: Bundle, api: Api, tmp_path: Path) -> None:
-    with serving(settings(attached, tmp_path, endpoint=api.url(), request_deadline_s=4)) as client:
+    with serving(settings(attached, tmp_path, endpoint=api.url(), request_deadline_s=7)) as client:
         client.post("/items", json={"items": [{"id": "x", "vector": vector_of("red"), "modality": "text"}]})
         api.answers = [(429, "0"), (503, "")]
         assert found(client, "red")["id"] == "x"  # it was asked again
