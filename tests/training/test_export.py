@@ -37,7 +37,7 @@ def random_heads(recipe: Recipe) -> Trained:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["linear", "mlp", "token", "attention"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "token"])
 @pytest.mark.parametrize("encoders", ["convolutional", "transformers"])
 def test_a_bundle_serves_what_training_computed(
     make_recipe: MakeRecipe, tmp_path: Path, kind: str, encoders: str

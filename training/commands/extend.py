@@ -97,7 +97,7 @@ def fitted(recipe: Recipe, bundle: Bundle) -> tuple[Recipe, Head]:
         )
     head = text_head(bundle)
     if head.needs_tokens and not recipe.projector.needs_tokens:
-        raise ExtendError(f"the text head of {bundle.path} reads tokens: projector.kind must be token or attention")
+        raise ExtendError(f"the text head of {bundle.path} reads tokens: projector.kind must be token")
     recipe = recipe.only({*new, "text"})
     if without := [modality for modality in new if modality not in {s.modality for s in recipe.pairs.values()}]:
         raise ExtendError(f"{recipe.name} has no pairs of {without[0]} to train on")

