@@ -18,7 +18,8 @@ import yaml
 from service.contract.bundle import Bundle, read_bundle
 from training.__main__ import main as training
 from training.errors import TrainingError
-from training.features import cached_features, default_cache
+from training.features import cached_features
+from training.files import default_cache
 from training.heads.bundled import as_encoder
 from training.measure.emergent import emergent_figures
 from training.pairs import Pairs, read_pairs

@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from service.contract.bundle import BundleError, Modality, read_bundle
 from training import pipeline
 from training.bundle.export import PARITY
-from training.encoders import EncoderError, load_encoder
+from training.encoders import load_encoder
 from training.features import FeatureError, Item, cached_features
-from training.fit.ladder import load_projectors, project
+from training.heads.trained import load_projectors
+from training.measure.validation import project
 from training.pairs import PairError
+from training.preprocessors import EncoderError
 from training.recipe import Recipe, RecipeError, load_recipe
 
 _CONCURRENCY = 8  # so that the service batches, and a fault of batching shows

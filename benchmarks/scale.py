@@ -28,7 +28,8 @@ from safetensors.torch import load_file
 from training.distributed import joined, leave
 from training.encode.store import Keys, Store
 from training.features import Features
-from training.fit.ladder import save_projectors, train
+from training.fit.ladder import train
+from training.heads.trained import save_projectors
 from training.measure.prepared import Prepared
 from training.pairs import Pairs
 from training.recipe import Recipe

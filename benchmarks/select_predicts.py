@@ -26,15 +26,16 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from training.errors import TrainingError
-from training.features import Features, default_cache
-from training.files import write
-from training.fit.ladder import project, train
+from training.features import Features
+from training.files import default_cache, write
+from training.fit.ladder import train
 from training.measure.prepared import Prepared
 from training.measure.ranks import retrieval
 from training.measure.select.candidates import Network, Selection, load_selection
 from training.measure.select.sides import Floats, Side, grouped, sampled
 from training.measure.select.streaming import MEASURES, Alignment, compare
 from training.measure.select.towers import read
+from training.measure.validation import project
 from training.pairs import Pairs, read_pairs
 from training.recipe import ProjectorSpec, Recipe, TrainSpec
 

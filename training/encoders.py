@@ -33,6 +33,7 @@ from training.graphs import session
 from training.image_encoders import ClipEncoder, PooledEncoder, SiglipEncoder
 from training.preprocessors import (
     LOCAL,
+    EncoderError,
     Pooling,
     audio_preprocessing,
     dense_layer,
@@ -45,7 +46,6 @@ from training.preprocessors import (
     transformer_folder,
     transformers_tokenizer,
 )
-from training.preprocessors import EncoderError as EncoderError
 from training.recipe import BesideSource, EncoderSource, Recipe
 from training.text_encoders import TWO_TOWERS, SentenceText, two_tower_text
 

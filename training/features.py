@@ -38,7 +38,6 @@ from training.encode.augment import GENERATION, View, augmented
 from training.encode.store import KEY_BYTES, Keys, Ragged, Rows, Store, as_keys, places
 from training.encoders import FrozenEncoder, Pooled, example_inputs, side_by_side
 from training.errors import TrainingError
-from training.files import default_cache as default_cache
 from training.graphs import onnx_bytes, session
 
 Item = Medium | View | str

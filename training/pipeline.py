@@ -16,21 +16,23 @@ from training.bundle.quantised import quantised
 from training.data.leaks import subset, without_leaks
 from training.distributed import Ranks, joined
 from training.encoders import FrozenEncoder, load_encoder
-from training.features import FeatureError, Item, cached_features, default_cache, with_views
+from training.features import FeatureError, Item, cached_features, with_views
+from training.files import default_cache
 from training.fit.abstention import learn
 from training.fit.hubs import uncorrected, with_querybank
-from training.fit.ladder import Prepared, Trained, label_prompts, load_projectors, project, save_projectors, train
+from training.fit.ladder import train
 from training.heads.captions import caption_features, text_head
 from training.heads.concepts import named
 from training.heads.projector import Head
-from training.heads.trained import licences_of
+from training.heads.trained import Trained, licences_of, load_projectors, save_projectors
 from training.measure.emergent import emergent_figures
 from training.measure.gap import Paired, gap_figures
 from training.measure.intervals import interval
 from training.measure.page import write_page
+from training.measure.prepared import Prepared
 from training.measure.ranks import class_vectors, with_prompts, word_precision
 from training.measure.results import Labelled, Result, captioned, figures_of, labelled
-from training.measure.validation import Data
+from training.measure.validation import Data, label_prompts, project
 from training.pairs import BROKEN, SUFFIXES, PairError, Pairs, Split, read_pairs
 from training.recipe import EmergentSpec, Recipe
 

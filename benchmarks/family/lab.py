@@ -17,11 +17,12 @@ from PIL import Image
 from service.contract.bundle import Bundle, Modality, read_bundle
 from training import pipeline
 from training.features import Features, Item, cached_features
-from training.fit.ladder import Trained, project, train
+from training.fit.ladder import train
 from training.heads.bundled import as_encoder
+from training.heads.trained import Trained
 from training.measure.prepared import Prepared
 from training.measure.ranks import class_vectors, ranks
-from training.measure.validation import overall, validate
+from training.measure.validation import overall, project, validate
 from training.pairs import Pairs, Split
 from training.recipe import Recipe, load_recipe
 

@@ -43,7 +43,7 @@ from service.contract.vectors import l2_normalise
 from training.bundle.bind.maps import Map, procrustes
 from training.encoders import load_encoder, weights_sha256
 from training.features import Features, cached_features, preparer, runner
-from training.fit.ladder import Trained, project
+from training.heads.trained import Trained
 from training.measure.emergent import average_precision, chance_precision
 from training.measure.intervals import interval
 from training.measure.prepared import Prepared
@@ -51,6 +51,7 @@ from training.measure.ranks import label_ranks
 from training.measure.select.sides import Side
 from training.measure.select.sides import each as each_row
 from training.measure.select.streaming import Sizes, compare
+from training.measure.validation import project
 from training.pairs import Split, readable
 from training.recipe import load_recipe
 

@@ -26,10 +26,10 @@ from benchmarks.family.rows import Outcome, gain, holds, row, shown, tried
 from service.contract.audio import decode_audio
 from service.contract.vectors import l2_normalise
 from training.features import Features
-from training.fit.ladder import project
 from training.measure.intervals import interval
 from training.measure.prepared import Prepared
 from training.measure.ranks import label_ranks
+from training.measure.validation import project
 from training.pairs import Pairs
 
 _FUNCTIONS = 1000

@@ -14,9 +14,10 @@ from service.contract.tokens import TextPreprocessing
 from tests.training import aligned
 from tests.training.conftest import MakeRecipe
 from training.bundle.export import check_parity, export_tower
-from training.encoders import EncoderError, FrozenEncoder, load_encoder, weights_sha256
+from training.encoders import FrozenEncoder, load_encoder, weights_sha256
 from training.features import cached_features, runner
 from training.heads.projector import Head
+from training.preprocessors import EncoderError
 from training.recipe import ProjectorSpec, RecipeError
 
 

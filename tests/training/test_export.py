@@ -18,9 +18,8 @@ from training import pipeline
 from training.bundle.export import ExportError, check_parity, export_tower
 from training.encoders import load_encoder, weights_sha256
 from training.features import preparer
-from training.fit.ladder import Trained
 from training.heads.projector import Head
-from training.heads.trained import load_projectors
+from training.heads.trained import Trained, load_projectors
 from training.pairs import read_pairs
 from training.recipe import Recipe
 

@@ -26,12 +26,12 @@ from training.distributed import joined
 from training.encoders import FrozenEncoder
 from training.errors import TrainingError
 from training.features import Item
-from training.fit.ladder import Trained, save_projectors, train
+from training.fit.ladder import train
 from training.flags import add_flags
 from training.heads.bundled import PROJECTORS, read_projectors, text_head
 from training.heads.concepts import named
 from training.heads.projector import Head
-from training.heads.trained import licences_json, licences_of
+from training.heads.trained import Trained, licences_json, licences_of, save_projectors
 from training.recipe import Recipe, load_recipe
 
 _SAMPLES = 16  # real items that a graph is checked on

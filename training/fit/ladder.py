@@ -19,27 +19,11 @@ from training.distributed import joined
 from training.fit.alignment import FitError, new_heads, optimise
 from training.fit.closed_form import cca, ridge
 from training.fit.hubs import with_querybank
-from training.fit.sampling import Sampler
 from training.heads.concepts import Named
 from training.heads.projector import Head
-from training.heads.trained import Trained, load_projectors, save_projectors
-from training.measure.prepared import Prepared
-from training.measure.validation import Data, Heads, calibrate, label_prompts, means, overall, project, validate
+from training.heads.trained import Trained
+from training.measure.validation import Data, Heads, calibrate, means, overall, validate
 from training.recipe import ProjectorSpec, Recipe
-
-__all__ = [
-    "FitError",
-    "Prepared",
-    "Sampler",
-    "Trained",
-    "calibrate",
-    "label_prompts",
-    "load_projectors",
-    "project",
-    "save_projectors",
-    "train",
-    "validate",
-]
 
 _CLOSED = {"ridge": ridge, "cca": cca}
 
