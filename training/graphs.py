@@ -1,14 +1,17 @@
 """Torch modules as ONNX programs, and sessions that run them beside other work."""
 
-import io
+import logging
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -17,24 +20,36 @@ from service.contract.bundle import EARLIER_ROWS, ROWS
 HEAD = "head/"
 """How the names of a projector's nodes begin, in every graph that `training.bundle.export` writes."""
 _LARGE = 1_024  # numbers
+_OPSET = 20
+
+
+def to_onnx(
+    module: nn.Module, arrays: Sequence[NDArray[Any]], inputs: Sequence[str], outputs: Sequence[str], shapes: Any
+) -> ModelProto:
+    """A module as a graph, traced on example arrays; `shapes` says what of each input is dynamic."""
+    # The exporter warns of its own deprecations, and that torchvision, which is not used, is absent.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
+        program = torch.onnx.export(
+            module,
+            tuple(torch.from_numpy(array) for array in arrays),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(shapes),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
 
 
 def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_names: str | Sequence[str]) -> bytes:
     """One self-contained ONNX program with a dynamic first dimension."""
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=[input_name],
-        output_names=[output_names] if isinstance(output_names, str) else list(output_names),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=20,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    stream = io.BytesIO()
-    program.save(stream, external_data=False)  # type: ignore[arg-type]
-    written = onnx.load_from_string(stream.getvalue())
+    outputs = [output_names] if isinstance(output_names, str) else output_names
+    written = to_onnx(model, [example.numpy()], [input_name], outputs, [{0: torch.export.Dim("batch")}])
     for node in written.graph.node:
         del node.metadata_props[:]  # where in whose folders the exporter found it
     whole: bytes = written.SerializeToString()
