@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -469,7 +469,7 @@ def _wrapped(
     if modality == "text" and model.config.model_type in TWO_TOWERS:
         wrapper: Any = two_tower_text(model, transformers_tokenizer(folder))
     else:
-        wrapper = _MODULES[modality](model, pooling, layers)
+        wrapper = _module(model, modality, pooling, layers)
     if not scored:
         return wrapper, (), model.config
     names = model.config.id2label
@@ -481,8 +481,13 @@ def _wrapped(
 
 def _linear_classifier(folder: Path, modality: Modality, model: Any) -> nn.Module:
     """The classifier of a transformers folder, which must read the pooled features alone. Raises EncoderError."""
-    whole = _load_classifier(folder)
-    linear: Any = getattr(whole, "classifier", None)
+    from transformers import AutoModelForImageClassification
+
+    whole, report = AutoModelForImageClassification.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **LOCAL
+    )
+    _refuse_missing(folder, report["missing_keys"])
+    linear: Any = getattr(whole.eval(), "classifier", None)
     example = torch.rand(2, *((3, 64, 64) if modality == "image" else (1, 96, 64)))
     with torch.inference_mode():
         try:
@@ -494,48 +499,24 @@ def _linear_classifier(folder: Path, modality: Modality, model: Any) -> nn.Modul
     return cast(nn.Module, linear)
 
 
-def _image_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
+def _module(model: Any, modality: Modality, pooling: str | None, layers: Sequence[int]) -> nn.Module:
+    """The wrapper that gives a model's features."""
     match model.config.model_type:
-        case "align" | "vision-text-dual-encoder":
+        case "align" | "vision-text-dual-encoder" if modality == "image":
             return PooledEncoder(model)
-        case "chinese_clip" | "clip" | "clip_vision_model":
+        case "chinese_clip" | "clip" | "clip_vision_model" if modality == "image":
             return ClipEncoder(model, pooling)
-        case "siglip" | "siglip_vision_model":
+        case "siglip" | "siglip_vision_model" if modality == "image":
             return SiglipEncoder(model, pooling)
-    return ImageEncoder(model, pooling, layers)
-
-
-def _audio_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
-    match model.config.model_type:
-        case "clap" | "clap_audio_model":
+        case "clap" | "clap_audio_model" if modality == "audio":
             return ClapEncoder(model)
-        case "whisper":
+        case "whisper" if modality == "audio":
             return WhisperEncoder(model, layers)
-        case "wav2vec2" | "hubert" | "wavlm":
+        case "wav2vec2" | "hubert" | "wavlm" if modality == "audio":
             return WaveformEncoder(model)
-    return AudioEncoder(model, layers)
-
-
-def _text_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
-    return TextEncoder(model, layers)
-
-
-_MODULES: dict[str, Callable[[Any, str | None, Sequence[int]], Any]] = {
-    "image": _image_module,
-    "audio": _audio_module,
-    "text": _text_module,
-}
-
-
-def _load_classifier(folder: Path) -> Any:
-    from transformers import AutoModelForImageClassification
-
-    model, report = AutoModelForImageClassification.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **LOCAL
-    )
-    if report["missing_keys"]:
-        raise EncoderError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])} …")
-    return model.eval()
+    if modality == "image":
+        return ImageEncoder(model, pooling, layers)
+    return AudioEncoder(model, layers) if modality == "audio" else TextEncoder(model, layers)
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -646,12 +627,15 @@ def load_model(folder: Path) -> Any:
         raise EncoderError(f"{unread}: {said(error)}") from None
     finally:
         logging.set_verbosity(level)
-    absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-    if absent:
-        raise EncoderError(f"{folder} lacks weights: {', '.join(sorted(absent)[:3])} …")
+    _refuse_missing(folder, [key for key in report["missing_keys"] if not key.startswith("pooler.")])
     if hasattr(model, "pooler") and isinstance(model.pooler, nn.Module) and report["missing_keys"]:
         model.pooler = None  # random weights would make the hash, and so the cache key, random
     return model
+
+
+def _refuse_missing(folder: Path, keys: Collection[str]) -> None:
+    if keys:
+        raise EncoderError(f"{folder} lacks weights: {', '.join(sorted(keys)[:3])} …")
 
 
 def _changed(source: EncoderSource, spec: T) -> T:
@@ -691,6 +675,8 @@ def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> Froze
     labels = tuple(described.get("labels", ()))
     if source.concepts and not labels:
         raise EncoderError(f"encoders.{modality}: {folder} has no labels in its encoder.json: no concepts")
+    values = {"kind": _KIND[modality], **described["preprocessing"]}
+    preprocessing: Preprocessing = TypeAdapter(Preprocessing).validate_python(values)
     return FrozenEncoder(
         modality=modality,
         source=described["name"],

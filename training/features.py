@@ -372,14 +372,14 @@ def _order(encoder: FrozenEncoder, items: Sequence[Item]) -> NDArray[np.int64]:
     return np.argsort([len(str(item)) for item in items], kind="stable")
 
 
-def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
+def preparer(encoder: FrozenEncoder, role: Literal["query", "passage"] = "query") -> Callable[[Item], Any]:
     """The contract's preprocessing of one item, as the service does it. The callable raises FeatureError."""
     spec = encoder.preprocessing
     tokenizer = None
     if isinstance(spec, ImagePreprocessing):
         at_size = spec.model_copy(update={"resize": "squash", "shortest_edge": None, "squashed": None})
     if isinstance(spec, EndpointPreprocessing):
-        return lambda item: spec.prefixed(str(item), "query")
+        return lambda item: spec.prefixed(str(item), role)
     if isinstance(spec, TextPreprocessing):
         assert encoder.tokenizer is not None
         try:
@@ -400,7 +400,7 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
             if isinstance(spec, ArrayPreprocessing):
                 return spec.read(item_bytes(item))
             assert tokenizer is not None
-            return tokenizer.encode(spec.prefixed(str(item), "query"))
+            return tokenizer.encode(spec.prefixed(str(item), role))
         except (InputError, OSError) as error:
             raise FeatureError(f"{item}: {error}") from None
 

@@ -150,14 +150,14 @@ def _size(tensor: TensorProto) -> int:
     return math.prod(tensor.dims)
 
 
-def session(program: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Opens a graph on the CPU, with threads that sleep while they wait: beside another job, spinning takes its
-    cores for nothing.
+def session(program: Path | bytes, threads: int = 0, gpu: bool = False) -> onnxruntime.InferenceSession:
+    """Opens a graph on the CPU, or with `gpu` on a GPU where there is one; 0: as many threads as there are cores.
 
-    0: as many threads as there are cores.
+    Threads sleep while they wait: beside another job, spinning takes its cores for nothing.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # it warns of inputs that may be left out
-    return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    cuda = ["CUDAExecutionProvider"] if gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers() else []
+    return onnxruntime.InferenceSession(program, options, providers=[*cuda, "CPUExecutionProvider"])

@@ -106,11 +106,7 @@ def make_variants(
             if precision == tower.precision:
                 continue
             measured = _measure(sets, own, modality, vectors[modality][precision])
-            _print(f"{precision} {modality}", measured, path, measured.passes)
-            figures |= {f"{precision}.{modality}.{key}": value for key, value in measured.figures().items()}
-            figures[f"{precision}.{modality}.refused"] = not measured.passes
-            if measured.passes:
-                variants[precision] = Variant(file=path.name, sha256=sha256_file(path), gates=measured.figures())
+            _judge(precision, modality, measured, measured.passes, path, variants, figures)
         taken[modality] = tower.model_copy(update={"variants": variants})
     for device, smaller in _DEVICES.items():
         together = {m: vectors[m][smaller] if smaller in t.variants else own[m] for m, t in taken.items()}
@@ -176,12 +172,7 @@ def text_variants(
     for precision in precisions:
         measured = measured_by_neighbours(own, vectors[precision])
         passes = measured.passes and measured.top10_overlap >= OVERLAP
-        _print(f"{precision} text", measured, graphs[precision], passes)
-        figures |= {f"{precision}.text.{key}": value for key, value in measured.figures().items()}
-        figures[f"{precision}.text.refused"] = not passes
-        if passes:
-            path = graphs[precision]
-            variants[precision] = Variant(file=path.name, sha256=sha256_file(path), gates=measured.figures())
+        _judge(precision, "text", measured, passes, graphs[precision], variants, figures)
     defaults = {device: smaller for device, smaller in _DEVICES.items() if smaller in variants}
     return tower.model_copy(update={"variants": variants, "defaults": defaults}), figures
 
@@ -206,9 +197,7 @@ def calibration_items(read: Mapping[str, Mapping[Split, Pairs]], modality: Modal
     """Items of a modality from the train splits, evenly from each source and over its length."""
     sources: list[Sequence[Item]] = []
     for splits in read.values():
-        part = splits["train"]
-        items: Sequence[Item] = part.texts if modality == "text" else part.media if part.modality == modality else []
-        if len(items):
+        if len(items := _of(splits["train"], modality)):
             sources.append(items)
     if not sources:  # nothing of this modality is trained on: its test media are all there is
         return [item for splits in read.values() for item in _of(splits["test"], modality)][:count]
@@ -312,8 +301,23 @@ def _sides(each: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> tup
     return media, class_vectors(texts, len(each.prompts) // len(each.pairs.classes))
 
 
-def _print(name: str, measured: Measured, path: Path, passes: bool) -> None:
+def _judge(
+    precision: Precision,
+    modality: Modality,
+    measured: Measured,
+    passes: bool,
+    path: Path,
+    variants: dict[Precision, Variant],
+    figures: dict[str, Any],
+) -> None:
+    """Print a variant's line, note its figures, and take it where it passes."""
     numbers = f"{measured.cosine:>10.4f}{measured.cosine_lowest:>10.4f}{measured.r1_loss:>10.2f}"
     size = path.stat().st_size / 1e6
     verdict = "" if passes else "  refused"
-    print(f"{name:14}{numbers}{measured.top10_overlap:>10.3f}{size:>8.1f}{verdict}", file=sys.stderr)
+    print(
+        f"{f'{precision} {modality}':14}{numbers}{measured.top10_overlap:>10.3f}{size:>8.1f}{verdict}", file=sys.stderr
+    )
+    figures |= {f"{precision}.{modality}.{key}": value for key, value in measured.figures().items()}
+    figures[f"{precision}.{modality}.refused"] = not passes
+    if passes:
+        variants[precision] = Variant(file=path.name, sha256=sha256_file(path), gates=measured.figures())

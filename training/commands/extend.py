@@ -28,10 +28,10 @@ from training.errors import TrainingError
 from training.features import Item
 from training.fit.ladder import train
 from training.flags import add_flags
-from training.heads.bundled import PROJECTORS, read_projectors, text_head
+from training.heads.bundled import PROJECTORS, text_head
 from training.heads.concepts import named
 from training.heads.projector import Head
-from training.heads.trained import Trained, licences_json, licences_of, save_projectors
+from training.heads.trained import Trained, licences_json, licences_of, read_file, save_projectors
 from training.recipe import Recipe, load_recipe
 
 _SAMPLES = 16  # real items that a graph is checked on
@@ -181,7 +181,7 @@ def _save_projectors(
     bundle: Bundle, trained: Trained, new: list[Modality], means: Mapping[Modality, list[float]], path: Path
 ) -> None:
     """The older tensors as they are, and those of the new heads beside them."""
-    tensors, metadata = read_projectors(bundle)
+    tensors, metadata = read_file(bundle.path / PROJECTORS)
     for modality in new:
         state = trained.heads[modality].state_dict()
         tensors |= {f"{modality}.{key}": value.contiguous() for key, value in state.items()}

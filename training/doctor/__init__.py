@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from service.contract.bundle import Modality
-from training.doctor.checks import Check
-from training.doctor.data import check_source
+from training.doctor.data import Check, check_source
 from training.doctor.machine import (
     check_encoder,
     check_memory,

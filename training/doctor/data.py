@@ -1,17 +1,28 @@
 """Whether a recipe's pairs can be read: paths, columns, media files, and a sample of what is in them."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from service.contract.audio import decode_audio
 from service.contract.errors import InputError
 from service.contract.images import decode_image
 from training.data.shards import Medium, Member
-from training.doctor.checks import Check
 from training.pairs import PairError, Pairs, Split, read_pairs, table_files, table_rows
 from training.recipe import PairSource, Recipe
 
 SAMPLED = 24
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's table."""
+
+    what: str
+    state: Literal["ok", "missing", "absent"]
+    """`absent`: not there, and not needed by this recipe."""
+    detail: str
 
 
 def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pairs]]) -> Iterator[Check]:

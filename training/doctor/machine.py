@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from service.contract.bundle import Modality
-from training.doctor.checks import Check
+from training.doctor.data import Check
 from training.encoders import FrozenEncoder, load_encoder
 from training.features import Item, preparer, runner, stored_as
 from training.heads.projector import Head

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from service.contract.abstention import Detector
 from service.contract.bundle import MODALITIES, Modality
 from service.contract.licences import Licence, combined
+from training.errors import TrainingError
 from training.heads.projector import Head
 from training.recipe import Recipe
 
@@ -77,14 +78,22 @@ def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
     save_file(kept, path, metadata)
 
 
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a projectors.safetensors. Raises TrainingError."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            return tensors, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from None
+
+
 def load_projectors(path: Path, recipe: Recipe) -> Trained:
     """Rebuild what `save_projectors` wrote, for a recipe. Raises ValueError where the two do not fit.
 
     A linear head fits every recipe of its dimensions: it is what ships where the recipe's own did not beat it.
     """
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        metadata = file.metadata()
+    tensors, metadata = read_file(path)
     kinds = json.loads(metadata.get("kinds", "{}"))
     heads: dict[Modality, Head] = {}
     for modality in dict.fromkeys((*MODALITIES, *kinds)):

@@ -23,8 +23,8 @@ from training.encoders import example_inputs
 from training.errors import TrainingError
 from training.features import collate, preparer
 from training.graphs import session
-from training.heads.bundled import PROJECTORS, as_encoder, read_projectors
-from training.heads.trained import licences_json
+from training.heads.bundled import PROJECTORS, as_encoder
+from training.heads.trained import licences_json, read_file
 
 Floats = NDArray[np.float32]
 
@@ -154,9 +154,9 @@ def _agree(modality: Modality, joint: Floats, parts: Floats) -> float:
 
 def _save_projectors(first: Bundle, second: Bundle, through: Map, licences: Sequence[Licence], path: Path) -> None:
     """B's own tensors as they are; A's and the map under `bound.<space of A>.`."""
-    tensors, metadata = read_projectors(second)
+    tensors, metadata = read_file(second.path / PROJECTORS)
     prefix = f"bound.{first.manifest.space}"
-    tensors |= {f"{prefix}.{key}": value for key, value in read_projectors(first)[0].items()}
+    tensors |= {f"{prefix}.{key}": value for key, value in read_file(first.path / PROJECTORS)[0].items()}
     tensors[f"{prefix}.map.weight"] = torch.from_numpy(through.weight)
     tensors[f"{prefix}.map.bias"] = torch.from_numpy(through.bias)
     save_file(tensors, path, metadata | {"licences": licences_json(licences)})
