@@ -77,7 +77,7 @@ def of_files(seed: int) -> Iterator[Attack]:
     )
     groups = {"images": images, "large images": (media.large,), "sounds": (media.wavs, media.sounds)}
     for group, makers in groups.items():
-        for name, (right, data) in (each for make in makers for each in make().items()):
+        for name, (right, data) in (entry for make in makers for entry in make().items()):
             sound_s = media.LONG_S.get(name, 0.0)
             yield Attack(group, name, form("/embed", part(data)), frozenset({right}), sound_s=sound_s)
     for name, (right, data) in media.strangers().items():
@@ -501,7 +501,7 @@ def of_http() -> Iterator[Attack]:
         "trailers of 10,000 bytes": (chunks(b"10\r\n" + body, b"\r\n0\r\n" + b"a:\r\n" * 2_500 + b"\r\n"), OK),
         "a length of 5,001 digits": (said("0" * 4_999 + "16"), OK),
         "a length of 5,001 digits that means it": (said("1" * 5_001), MALFORMED),
-        "16 chunks of a byte": (chunks(b"".join(b"1\r\n%c\r\n" % each for each in body), b"0\r\n\r\n"), OK),
+        "16 chunks of a byte": (chunks(b"".join(b"1\r\n%c\r\n" % byte for byte in body), b"0\r\n\r\n"), OK),
         "an unknown coding of transfer": (embed(("Transfer-Encoding", "gzip, identity")), MALFORMED),
         "a coding of content": (embed(("Content-Encoding", "gzip"), length), "unsupported_body"),
         "a header of 100,000 bytes": (get("/healthz", ("X-A", "a" * 100_000)), HEADERS),

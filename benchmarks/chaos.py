@@ -115,7 +115,7 @@ def ask(port: int, method: str, path: str, body: bytes = b"", patience_s: float 
 
 def _requests(number: int, rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
     """(id to be stored or nothing, path, body), without end."""
-    pictures = [base64.b64encode(media.picture(size=(40, 30 + each))).decode() for each in range(4)]
+    pictures = [base64.b64encode(media.picture(size=(40, 30 + pixels))).decode() for pixels in range(4)]
     for turn in itertools.count():
         match rng.choice(("text", "picture", "search", "store", "store")):
             case "text":
@@ -357,8 +357,8 @@ def descriptors_used_up(site: Site) -> Iterator[None]:
     idle = [socket.create_connection(("127.0.0.1", site.server.port)) for _ in range(20)]
     yield
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-    for each in idle:
-        each.close()
+    for connection in idle:
+        connection.close()
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def measure(bundle: Path, work: Path) -> dict[str, float]:
             "photographs": _rate(server, of("image", real.jpegs(_MEDIA), 8), post("/embed"), 8),
             "sounds": _rate(server, of("audio", real.sounds(_MEDIA), 4), post("/embed"), 4),
             "texts": _rate(
-                server, [{"inputs": list(each)} for each in real.groups(captions[:_TEXTS], 32)], post("/embed"), 32
+                server, [{"inputs": list(texts)} for texts in real.groups(captions[:_TEXTS], 32)], post("/embed"), 32
             ),
         }
         before = server.rss

@@ -147,10 +147,10 @@ def strayed(store: Path) -> int:
             """SELECT name, id, metadata FROM items JOIN collections ON collections.key = items.collection
             WHERE modality = 'video'"""
         ).fetchall()
-    videos = {id: json.loads(held) for name, id, held in rows if name == schema.DEFAULT_COLLECTION}
-    owners = [json.loads(held) for name, _, held in rows if name == moments.moments_table(schema.DEFAULT_COLLECTION)]
-    ids = [held.pop(moments.OWNER) for held in owners]
-    elsewhere = [id for id, held in zip(ids, owners, strict=True) if videos.get(id) != held]
+    videos = {id: json.loads(row) for name, id, row in rows if name == schema.DEFAULT_COLLECTION}
+    owners = [json.loads(row) for name, _, row in rows if name == moments.moments_table(schema.DEFAULT_COLLECTION)]
+    ids = [owner.pop(moments.OWNER) for owner in owners]
+    elsewhere = [id for id, owner in zip(ids, owners, strict=True) if videos.get(id) != owner]
     return len(videos.keys() - set(ids)) + len(elsewhere)
 
 
@@ -165,7 +165,7 @@ def look(http: httpx2.Client, clients: list[Client], findings: Findings, dimensi
     for item in stored_items(http):
         findings.duplicates += item["id"] in rows
         rows[item["id"]] = _version(item, findings)
-    found: dict[str, int] = {}
+    stored: dict[str, int] = {}
     query = {"vector": vector_of("query", 0, dimensions).tolist()}
     wanted: dict[str, Any] = {
         "query": query,
@@ -174,14 +174,14 @@ def look(http: httpx2.Client, clients: list[Client], findings: Findings, dimensi
         "effort": {"exact": True},
     }
     for item in http.post("/search", json=wanted).raise_for_status().json()["results"]:
-        findings.duplicates += item["id"] in found
-        found[item["id"]] = version = _version(item, findings)
+        findings.duplicates += item["id"] in stored
+        stored[item["id"]] = version = _version(item, findings)
         if item["modality"] != "video" and not np.allclose(
             item["vector"], vector_of(item["id"], version, dimensions), atol=1e-6
         ):
             findings.half_written += 1
     # What the index does not find, or finds as it was, is as good as lost.
-    findings.lost += sum(found.get(id) != rows.get(id) for id in found.keys() | rows.keys())
+    findings.lost += sum(stored.get(id) != rows.get(id) for id in stored.keys() | rows.keys())
     for client in clients:
         _judge(client, rows, findings)
 
@@ -226,8 +226,8 @@ def crash(bundle: Path, store: Path, kills: int, seed: int = 0) -> Findings:
             if findings.kills == kills:
                 break
             begun = threading.Semaphore(0)
-            works = [partial(write, each, http, random.Random(rng.random()), dimensions) for each in clients]
-            works += [partial(write_videos, each, http, random.Random(rng.random()), begun) for each in filmers]
+            works = [partial(write, client, http, random.Random(rng.random()), dimensions) for client in clients]
+            works += [partial(write_videos, filmer, http, random.Random(rng.random()), begun) for filmer in filmers]
             with at_once(*works) as stopped:
                 for _ in range(_FILMERS):  # the first video takes longer than all that follow
                     begun.acquire(timeout=_START_S)

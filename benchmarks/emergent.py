@@ -83,10 +83,10 @@ def _measure(recipe: Recipe, bundles: dict[str, Bundle], cache: Path) -> dict[st
         for key, spec in recipe.emergent.items():
             sets = [read_pairs(recipe, source)["test"] for source in (spec.queries, *spec.gallery)]
             vectors = [_vectors(bundle, pairs, cache) for pairs in sets]
-            found = emergent_figures(key, spec, sets[0], vectors[0], sets[1:], np.concatenate(vectors[1:]))
-            results |= {f"{name}.{each}": value for each, value in found.items()}
-            score, chance = found[f"{key}.map"], found[f"{key}.chance"]
-            between = "{:.2f} to {:.2f}".format(*found[f"{key}.map.ci95"])
+            figures = emergent_figures(key, spec, sets[0], vectors[0], sets[1:], np.concatenate(vectors[1:]))
+            results |= {f"{name}.{figure}": value for figure, value in figures.items()}
+            score, chance = figures[f"{key}.map"], figures[f"{key}.chance"]
+            between = "{:.2f} to {:.2f}".format(*figures[f"{key}.map.ci95"])
             print(f"{name:14}{key:18}{score:>8.2f}{between:>18}{chance:>9.2f}{score / chance:>8.1f}")
     return results
 

@@ -113,7 +113,7 @@ def segments(marker: int, body: bytes, head: bytes = b"") -> bytes:
     room = 65_000
     parts = [body[start : start + room] for start in range(0, len(body), room)]
     return b"".join(
-        bytes([0xFF, marker]) + struct.pack(">H", 2 + len(head) + len(each)) + head + each for each in parts
+        bytes([0xFF, marker]) + struct.pack(">H", 2 + len(head) + len(part)) + head + part for part in parts
     )
 
 
@@ -291,7 +291,7 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
     yield right("black_first.png", saved(dark, save_all=True, append_images=frames), least=0.999)
     yield right(
         "clear_first.png",
-        saved(clear, save_all=True, append_images=[each.convert("RGBA") for each in frames]),
+        saved(clear, save_all=True, append_images=[frame.convert("RGBA") for frame in frames]),
         least=0.999,
     )
     yield right("black_first.webp", saved(dark, "WEBP", save_all=True, append_images=[dot, *frames], quality=90))
@@ -369,9 +369,9 @@ def box(kind: bytes, body: bytes) -> bytes:
 def with_cover(m4a: bytes, cover: bytes) -> bytes:
     """An MP4 whose last box is `moov`, with a cover in it."""
     place = m4a.rindex(b"moov") - 4
-    held = box(b"ilst", box(b"covr", box(b"data", struct.pack(">II", 13, 0) + cover)))
+    item = box(b"ilst", box(b"covr", box(b"data", struct.pack(">II", 13, 0) + cover)))
     handler = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
-    described = box(b"udta", box(b"meta", bytes(4) + handler + held))
+    described = box(b"udta", box(b"meta", bytes(4) + handler + item))
     moov = m4a[place + 8 :] + described
     return m4a[:place] + box(b"moov", moov)
 
@@ -448,7 +448,7 @@ def sounds(seed: int) -> Iterator[Sample]:
     common, body = aiff.index(b"COMM") + 8, aiff.index(b"SSND") + 4
     aiff[common + 2 : common + 6], aiff[body : body + 4] = bytes(4), bytes(4)
     yield right("size_0.aiff", bytes(aiff), 0.999)
-    written_as = {each: written(heard, each) for each in ("AIFF", "CAF", "AU", "W64", "RF64", "FLAC", "OGG", "MP3")}
+    written_as = {kind: written(heard, kind) for kind in ("AIFF", "CAF", "AU", "W64", "RF64", "FLAC", "OGG", "MP3")}
     for format, data in written_as.items():
         ending = "wav" if format in ("W64", "RF64") else format.lower()
         # What begins as a format that is read here is damaged, not unknown.

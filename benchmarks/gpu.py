@@ -179,8 +179,8 @@ def faiss_beside() -> bool | None:
     vectors = np.random.default_rng(0).standard_normal((1000, DIMENSIONS), np.float32)
     index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, faiss.IndexFlatL2(DIMENSIONS))
     index.add(vectors)
-    _, found = index.search(vectors[:10], 1)
-    return bool((found[:, 0] == np.arange(10)).all())
+    _, nearest = index.search(vectors[:10], 1)
+    return bool((nearest[:, 0] == np.arange(10)).all())
 
 
 def main(arguments: list[str] | None = None) -> int:

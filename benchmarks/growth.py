@@ -65,7 +65,7 @@ def captions(bundle: Path, work: Path) -> Real:
         how, tower = handling(read, "text", Settings()), Tower(read, "text", "cpu", 1)
         prepared = [how.prepare(Text(caption)) for _, caption in rows]
         vectors = np.empty((len(rows), read.manifest.dimensions), np.float32)
-        order = np.argsort([each.size for each in prepared], kind="stable")
+        order = np.argsort([tokens.size for tokens in prepared], kind="stable")
         for start in range(0, len(order), 32):
             places = order[start : start + 32]
             vectors[places] = tower.run(how.collate([prepared[place].value for place in places]))
@@ -177,14 +177,14 @@ async def measure(bundle: Path, folder: Path, real: Real, count: int, queries: V
         filter = parse({name: 7 % modulus}) if name else None
         for query in queries[:20]:
             await ask(query, filter)
-        found, taken, cpu = [], [], time.process_time()
+        results, taken, cpu = [], [], time.process_time()
         for query in queries:
             started = time.perf_counter()
-            found.append(await ask(query, filter))
+            results.append(await ask(query, filter))
             taken.append(time.perf_counter() - started)
         prefix = f"{name}." if name else ""
         figures |= {
-            f"{prefix}recall10": round(recall(found, right[name]), 4),
+            f"{prefix}recall10": round(recall(results, right[name]), 4),
             f"{prefix}p50_ms": round(1e3 * float(np.median(taken)), 2),
             f"{prefix}p99_ms": round(1e3 * float(np.quantile(taken, 0.99)), 2),
             f"{prefix}cpu_ms": round(1e3 * (time.process_time() - cpu) / len(queries), 2),

@@ -220,8 +220,8 @@ def flood_all(bundle: Path, folder: Path, findings: Findings) -> None:
                 f"{what} {slowest:.2f} s; {told.extra_bytes / 1e6:.0f} MB",
                 flush=True,
             )
-            for each in sorted(set(wrong)):
-                print(f"flood: {one.name}: {each}", flush=True)
+            for reason in sorted(set(wrong)):
+                print(f"flood: {one.name}: {reason}", flush=True)
         took = floods.ended_in(server, keys, dimensions, [floods.FLOODS[0], floods.FLOODS[3]])
         findings.slow += took > floods.ENDED_S
         print(f"SIGTERM in the middle of floods: ended after {took:.1f} s", flush=True)
@@ -345,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     manifest = read_bundle(options.bundle).manifest
     attacks = () if options.only == "floods" else everything(options.seed, manifest.name, manifest.dimensions)
-    chosen = (each for each in attacks if options.only in (None, each.group))
+    chosen = (attack for attack in attacks if options.only in (None, attack.group))
     with tempfile.TemporaryDirectory() as folder:
         findings = attack_all(options.bundle, Path(folder) / "store", chosen)
         if options.only in (None, "floods"):

@@ -95,8 +95,8 @@ def archives() -> Cases:
         "cut off in a member": (header("a.png", 5_000) + text, UNUSABLE),
         "without an end": (good, UNUSABLE),
         "with junk after its end": (good + END + _noise(50_000), OK),
-        "of 20,000 empty members": (b"".join(header(f"{each}.png") for each in range(20_000)) + END, EMPTY),
-        "of 20,000 folders": (beside(b"".join(header(f"{each}/", kind=b"5") for each in range(20_000))), OK),
+        "of 20,000 empty members": (b"".join(header(f"{number}.png") for number in range(20_000)) + END, EMPTY),
+        "of 20,000 folders": (beside(b"".join(header(f"{number}/", kind=b"5") for number in range(20_000))), OK),
         "of 5,000 members of one name": (member("same.txt", text) * 5_000 + END, OK),
         "of 5,000 names within each other": (beside(member("/".join("a" * 45) + "/b.txt", text)), OK),
         "that leads up": (beside(member(f"../../{TRACE}.txt", text)), MIXED),
@@ -150,7 +150,7 @@ def archives() -> Cases:
         ),
         "of an extended header of 10 MB": (pax({"comment": "x" * 10_000_000}) + member("a.txt", text) + END, UNUSABLE),
         "of 20,000 extended records": (
-            beside(pax({f"k{each}": "v" for each in range(20_000)}) + member("a.txt", text)),
+            beside(pax({f"k{number}": "v" for number in range(20_000)}) + member("a.txt", text)),
             OK,
         ),
         "of 5,000 extended headers for all": (beside(pax({"comment": "x"}, b"g") * 5_000), UNUSABLE),
@@ -262,7 +262,7 @@ def lines() -> Cases:
         "of a file of a form": (beside(b'{"id":"x","file":"/etc/passwd"}'), MIXED),
         "of a URL": (beside(b'{"id":"x","image":{"url":"http://169.254.169.254/"}}'), MIXED),
         "of an unknown field": (beside(line(colour="red").rstrip()), MIXED),
-        "of 100,000 unknown fields": (beside(line(**{f"k{each}": 1 for each in range(100_000)}).rstrip()), MIXED),
+        "of 100,000 unknown fields": (beside(line(**{f"k{number}": 1 for number in range(100_000)}).rstrip()), MIXED),
         "of metadata that are a list": (beside(line(metadata=[]).rstrip()), MIXED),
         "of metadata of 1 MB": (beside(line(metadata={"k": "v" * 1_000_000}).rstrip()), MIXED),
         "of metadata of depth": (
@@ -272,12 +272,12 @@ def lines() -> Cases:
         "of a collection that leads up": (beside(line(collection="../x").rstrip()), MIXED),
         "of 20,000 lines of {}": (b"{}\n" * 20_000, REFUSED),
         "of 20,000 lines of noise": (
-            b"".join(_noise(20, each).replace(b"\n", b"x") + b"\n" for each in range(20_000)),
+            b"".join(_noise(20, number).replace(b"\n", b"x") + b"\n" for number in range(20_000)),
             UNREADABLE,
         ),
         "of no item": (beside(b'{"id":"x"}'), MIXED),
         "of everything at once": (beside(line(image="aGVsbG8=", vector=[1.0]).rstrip()), MIXED),
         "of gzip that inflates": (_gzip(b"\n" * 2**26), LARGE),
         "of gzip of many empty ones": (_gzip(b"") * 200_000, MALFORMED),
-        "of gzip of 500": (b"".join(_gzip(line(id=f"part {each}")) for each in range(500)), OK),
+        "of gzip of 500": (b"".join(_gzip(line(id=f"part {number}")) for number in range(500)), OK),
     }

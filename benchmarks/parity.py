@@ -111,7 +111,7 @@ def embed(client: httpx2.Client, items: Sequence[Item], space: str) -> NDArray[n
 
 def table(result: Mapping[Modality, Agreement]) -> str:
     lines = [f"{'modality':10}{'n':>6}{'lowest':>12}{'median':>12}"]
-    lines += [f"{name:10}{each.n:>6}{each.lowest:>12.7f}{each.median:>12.7f}" for name, each in result.items()]
+    lines += [f"{name:10}{row.n:>6}{row.lowest:>12.7f}{row.median:>12.7f}" for name, row in result.items()]
     return "\n".join(lines)
 
 
@@ -130,9 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ParityError, RecipeError, PairError, EncoderError, FeatureError, BundleError, httpx2.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    passed = all(each.lowest >= PARITY for each in result.values())
+    passed = all(row.lowest >= PARITY for row in result.values())
     print(table(result))
-    figures: dict[str, Any] = {name: asdict(each) for name, each in result.items()}
+    figures: dict[str, Any] = {name: asdict(row) for name, row in result.items()}
     print(json.dumps({**figures, "least": PARITY, "passed": passed}))
     return 0 if passed else 1
 

@@ -85,8 +85,8 @@ class Findings:
 
 def nginx_conf(text: str, replicas: list[int], port: int, folder: Path) -> str:
     """The deployed configuration, with local addresses and files in a folder."""
-    for number, each in enumerate(replicas, start=1):
-        text = text.replace(f"isthmus-{number}:8000", f"127.0.0.1:{each}")
+    for number, replica in enumerate(replicas, start=1):
+        text = text.replace(f"isthmus-{number}:8000", f"127.0.0.1:{replica}")
     text = text.replace("listen 8000;", f"listen 127.0.0.1:{port};")
     text = text.replace(" /tmp/", f" {folder}/")  # first: the folder itself may be in /tmp
     # To a file: a connection that is refused is no news here.

@@ -96,10 +96,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         small.work.mkdir()
         write_features(small.work, small.pairs, False)
         fixed = watched(start(small, small.work / "run", 1))
-        each = max(0.0, first["peak"] - fixed) / (options.pairs - small.pairs)
-        at_20m, of_side = fixed + each * _PAPER, 2 * WIDTHS["media"] * _PAPER
-        print(f"fixed {fixed / 1e6:,.0f} MB and {each:.0f} bytes a pair: at {_PAPER:,} pairs {at_20m / 1e9:.1f} GB in")
-        print(f"one process, {at_20m / of_side:.2f} of a side of {of_side / 1e9:.0f} GB; ", end="")
+        pair_bytes = max(0.0, first["peak"] - fixed) / (options.pairs - small.pairs)
+        at_20m, of_side = fixed + pair_bytes * _PAPER, 2 * WIDTHS["media"] * _PAPER
+        print(f"fixed {fixed / 1e6:,.0f} MB and {pair_bytes:.0f} bytes a pair:")
+        print(
+            f"at {_PAPER:,} pairs {at_20m / 1e9:.1f} GB in one process, {at_20m / of_side:.2f} of a side of {of_side / 1e9:.0f} GB; ",
+            end="",
+        )
         print(f"{size / options.pairs * _PAPER / 1e9:.0f} GB on disk")
     return {
         "pairs": options.pairs,

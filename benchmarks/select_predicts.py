@@ -102,7 +102,7 @@ def measure(selection: Selection, options: argparse.Namespace) -> list[Measured]
             write(results, json.dumps(done, indent=1) + "\n")
         random = any(isinstance(source, Network) and source.random for source in sources)
         measured.append(Measured(one, done[key], random))
-    return sorted(measured, key=lambda each: -each.r1)
+    return sorted(measured, key=lambda pair: -pair.r1)
 
 
 def encode(
@@ -142,12 +142,12 @@ def tell(measured: Sequence[Measured], options: argparse.Namespace) -> dict[str,
     }
     result["pairs"] = len(measured)
     print(f"{'media':14}{'text':14}{'R@1':>7}{''.join(f'{measure:>12}' for measure in MEASURES)}")
-    for each in measured:
-        one = each.alignment
+    for pair in measured:
+        one = pair.alignment
         values = "".join(f"{getattr(one, measure):>12.4f}" for measure in MEASURES)
-        print(f"{one.media:14}{one.text:14}{each.r1:>7.2f}{values}{'  control' if each.control else ''}")
-        result[f"r1.{one.media}.{one.text}"] = round(each.r1, 2)
-    pretrained = [each for each in measured if not each.control]
+        print(f"{one.media:14}{one.text:14}{pair.r1:>7.2f}{values}{'  control' if pair.control else ''}")
+        result[f"r1.{one.media}.{one.text}"] = round(pair.r1, 2)
+    pretrained = [pair for pair in measured if not pair.control]
     print(
         f"\nSpearman's rho with R@1\n{'measure':14}{'all':>8}{'pretrained':>12}{'text':>8}{'media':>8}{'picks R@1':>12}"
     )
@@ -155,10 +155,10 @@ def tell(measured: Sequence[Measured], options: argparse.Namespace) -> dict[str,
         figures = {
             "all": _rho(measured, measure),
             "pretrained": _rho(pretrained, measure),
-            "text": _within(pretrained, measure, lambda each: each.alignment.media),
-            "media": _within(pretrained, measure, lambda each: each.alignment.text),
+            "text": _within(pretrained, measure, lambda pair: pair.alignment.media),
+            "media": _within(pretrained, measure, lambda pair: pair.alignment.text),
         }
-        picked = max(measured, key=lambda each: getattr(each.alignment, measure)).r1
+        picked = max(measured, key=lambda pair: getattr(pair.alignment, measure)).r1
         columns = [f"{'-' if rho is None else format(rho, '.3f')}" for rho in figures.values()]
         print(f"{measure:14}{columns[0]:>8}{columns[1]:>12}{columns[2]:>8}{columns[3]:>8}{picked:>12.2f}")
         result |= {f"rho.{measure}.{over}": value for over, value in figures.items()}
@@ -173,14 +173,14 @@ def tell(measured: Sequence[Measured], options: argparse.Namespace) -> dict[str,
 
 def _rho(measured: Sequence[Measured], measure: str) -> float | None:
     """Spearman's correlation; None where there are fewer than three pairs, or no differences to rank."""
-    values = [getattr(each.alignment, measure) for each in measured], [each.r1 for each in measured]
+    values = [getattr(pair.alignment, measure) for pair in measured], [pair.r1 for pair in measured]
     if len(measured) < 3 or any(len(set(own)) == 1 for own in values):
         return None
     return round(float(spearmanr(*values).statistic), 4)
 
 
 def _within(measured: Sequence[Measured], measure: str, given: Callable[[Measured], str]) -> float | None:
-    parts = [[each for each in measured if given(each) == name] for name in dict.fromkeys(map(given, measured))]
+    parts = [[pair for pair in measured if given(pair) == name] for name in dict.fromkeys(map(given, measured))]
     rhos = [rho for part in parts if (rho := _rho(part, measure)) is not None]
     return round(float(np.mean(rhos)), 4) if rhos else None
 

@@ -180,8 +180,8 @@ def _merged(encoder: nn.Module, spec: ImagePreprocessing, cells: int) -> MergedT
     if high * wide != count or cells not in grids:
         near = ", ".join(map(str, sorted(sorted(grids), key=lambda other: abs(other - cells))[:4]))
         raise EncoderError(f"encoders.image.tokens: {cells} make no grid of its {high} × {wide}: choose among {near}")
-    each = torch.eye(count).reshape(count, 1, high, wide)
-    grid = adaptive_avg_pool2d(each, grids[cells]).reshape(count, cells).T.contiguous()
+    cells_alone = torch.eye(count).reshape(count, 1, high, wide)
+    grid = adaptive_avg_pool2d(cells_alone, grids[cells]).reshape(count, cells).T.contiguous()
     return MergedTokens(encoder, grid).eval()
 
 
@@ -582,10 +582,10 @@ def _resolve(recipe: Recipe, source: EncoderSource | BesideSource) -> tuple[Path
     if source.folder is not None:
         return recipe.path(source.folder) / source.subfolder, source.folder.name
     if source.package is not None:
-        found = importlib.util.find_spec(source.package)
-        if found is None or not found.submodule_search_locations:
+        spec = importlib.util.find_spec(source.package)
+        if spec is None or not spec.submodule_search_locations:
             raise EncoderError(f"the package {source.package} is not installed")
-        return Path(found.submodule_search_locations[0]) / source.subfolder, source.package
+        return Path(spec.submodule_search_locations[0]) / source.subfolder, source.package
     from huggingface_hub import snapshot_download  # only a hub id needs a network
 
     assert isinstance(source, EncoderSource) and source.hub is not None

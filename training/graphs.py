@@ -59,7 +59,11 @@ def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_names:
 def half_stored(program: bytes) -> bytes:
     """Returns the graph with its larger weights kept in float16, and cast where they are used: half the file."""
     model = onnx.load_from_string(program)
-    large = [each for each in model.graph.initializer if each.data_type == TensorProto.FLOAT and _size(each) > _LARGE]
+    large = [
+        weights
+        for weights in model.graph.initializer
+        if weights.data_type == TensorProto.FLOAT and _size(weights) > _LARGE
+    ]
     casts = []
     for tensor in large:
         name = f"{tensor.name}/half"
@@ -77,10 +81,10 @@ def half_stored(program: bytes) -> bytes:
 
 def whole_weights(model: ModelProto) -> ModelProto:
     """Undo half_stored: weights that are cast from float16 become float32 weights, as quantisation looks for them."""
-    held = {each.name: each for each in model.graph.initializer if each.data_type == TensorProto.FLOAT16}
+    halves = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
     for node in list(model.graph.node):
-        if node.op_type == "Cast" and node.input[0] in held:
-            half = held[node.input[0]]
+        if node.op_type == "Cast" and node.input[0] in halves:
+            half = halves[node.input[0]]
             array = numpy_helper.to_array(half).astype(np.float32)
             model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
             model.graph.initializer.remove(half)
@@ -116,7 +120,7 @@ def without_earlier_rows(model: ModelProto) -> int | None:
     _read_instead(model, {concat.output[0]}, ROWS)
     graph.node.remove(concat)
     graph.input.remove(given)
-    graph.initializer.remove(next(each for each in graph.initializer if each.name == EARLIER_ROWS))
+    graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == EARLIER_ROWS))
     return int(given.type.tensor_type.shape.dim[1].dim_value)
 
 
@@ -143,7 +147,7 @@ def _read_instead(model: ModelProto, names: set[str], other: str) -> None:
 
 
 def _to_float(cast: NodeProto) -> bool:
-    return any(each.name == "to" and each.i == TensorProto.FLOAT for each in cast.attribute)
+    return any(attribute.name == "to" and attribute.i == TensorProto.FLOAT for attribute in cast.attribute)
 
 
 def _size(tensor: TensorProto) -> int:

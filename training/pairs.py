@@ -237,7 +237,7 @@ def table_rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[s
 
 def table_files(recipe: Recipe, name: str, source: PairSource) -> list[str]:
     """The files that a source's tables name; globs and addresses are resolved. Raises PairError for one without any."""
-    found: list[str] = []
+    named: list[str] = []
     for pattern in source.tables:
         try:
             files = shards.files(pattern, recipe.data.root)
@@ -247,8 +247,8 @@ def table_files(recipe: Recipe, name: str, source: PairSource) -> list[str]:
         if absent is not None or not files:
             what = f"{absent} is not there" if absent else f"{pattern} matches no file"
             raise PairError(f"pairs.{name}: {what}; set data.root (--set data.root=… or ISTHMUS_DATA)")
-        found += files
-    return found
+        named += files
+    return named
 
 
 def _shard_rows(name: str, source: PairSource, files: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -207,7 +207,7 @@ def evaluate(recipe: Recipe, frozen: Encoders, data: Data, trained: Trained, cac
         figures |= _emergent(name, spec, data, trained)
     figures |= gap_figures(paired["test"], paired["validation"], trained.means)
     figures["temperature"] = round(trained.temperature, 5)
-    figures |= {f"abstention.{kind}.auroc": round(each.auroc, 4) for kind, each in trained.abstention.items()}
+    figures |= {f"abstention.{kind}.auroc": round(detector.auroc, 4) for kind, detector in trained.abstention.items()}
     figures |= trained.ladder
     work.mkdir(parents=True, exist_ok=True)
     (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -162,10 +162,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 browser.close()
     print()
     for kind, values in cosines.items():
-        count = sum(each > _NEAR for each in inversions[kind])
+        count = sum(inversion > _NEAR for inversion in inversions[kind])
         print(f"{kind:12}{len(values):4} asked, cosine ≥ {min(values):.6f}, {count} in another order")
     worst = {kind: round(max(values), 5) for kind, values in inversions.items()}
-    inverted = sum(each > _NEAR for kind in worst if kind != LARGE for each in inversions[kind])
+    inverted = sum(inversion > _NEAR for kind in worst if kind != LARGE for inversion in inversions[kind])
     megabytes = sum(outcome.megabytes[what] for what in ("texts", "pictures", "page"))
     least = {kind: round(min(values), 6) for kind, values in cosines.items()}
     return {

@@ -123,8 +123,8 @@ def embedded(client: Isthmus, address: str, query: str, **options: Any) -> int:
     """How many inputs a search embeds, by the server's own count of what its cache did not have."""
 
     def misses() -> float:
-        found = re.search(r'^isthmus_cache_total\{result="miss"\} (\S+)', httpx2.get(f"{address}/metrics").text, re.M)
-        return float(found[1]) if found else 0.0
+        counted = re.search(r'^isthmus_cache_total\{result="miss"\} (\S+)', httpx2.get(f"{address}/metrics").text, re.M)
+        return float(counted[1]) if counted else 0.0
 
     before = misses()
     client.search(query, **options)

@@ -95,16 +95,16 @@ def planted(lab: Lab) -> Outcome:
 def abstains(lab: Lab) -> Outcome:
     vectors, labels, classes = labelled(lab, "esc50")
     detector = lab.starter.manifest.abstention.get("audio")
-    found, plain = [], []
+    corrected, plain = [], []
     for half in halves(len(classes)):
         on = np.isin(labels, half)
         scored = scores(vectors @ classes[half].T, lab.starter.manifest.temperature)
         likely = detector.probability(scored) if detector else scored[:, 0]
-        found.append(auroc(likely[on], likely[~on]) * 100)
+        corrected.append(auroc(likely[on], likely[~on]) * 100)
         plain.append(auroc(scored[on, 0], scored[~on, 0]) * 100)
-    bounds = interval(np.array(found))
+    bounds = interval(np.array(corrected))
     return Outcome(
-        f"AUROC {np.mean(found):.1f} by the starter's detector, {np.mean(plain):.1f} by similarity alone",
+        f"AUROC {np.mean(corrected):.1f} by the starter's detector, {np.mean(plain):.1f} by similarity alone",
         bounds,
         holds(bounds[0] > 50),
     )
@@ -137,11 +137,11 @@ def taught(lab: Lab) -> Outcome:
         own, whose = drawn(rng, train, owners, base, 4)
         moved = shifted(classes, shifts(own, whose, len(classes)))
         both = []
-        for each in (classes, moved):
+        for choice in (classes, moved):
             tops = [
                 (
                     label_ranks(
-                        vectors[np.isin(labels, part)] @ each[part].T,
+                        vectors[np.isin(labels, part)] @ choice[part].T,
                         np.searchsorted(part, labels[np.isin(labels, part)]),
                     )
                     < 1
@@ -199,14 +199,14 @@ def from_texts(lab: Lab) -> Outcome:
             len(part.classes), -1, lab.starter.manifest.dimensions
         )
     tops: dict[tuple[float, float, str], NDArray[np.floating]] = {}
-    for name, each in prompts.items():
+    for name, texts in prompts.items():
         for split in ("validation", "test"):
             vectors, labels, classes = labelled(lab, name, split)
             tops[-1.0, 0.0, f"{name}.{split}"] = (label_ranks(vectors @ classes.T, labels) < 1) * 100.0
             for noise in (0.02, 0.05):
                 for penalty in (1e-4, 1e-3):
                     hits = [
-                        (label_ranks(_logits(each, noise, penalty, seed, vectors), labels) < 1) * 100.0
+                        (label_ranks(_logits(texts, noise, penalty, seed, vectors), labels) < 1) * 100.0
                         for seed in SEEDS
                     ]
                     tops[noise, penalty, f"{name}.{split}"] = np.mean(hits, axis=0)
@@ -268,18 +268,18 @@ def cropped(lab: Lab, split: Any, count: int = 500) -> Floats:
 
 @row(55, "NVLM", "vectors of a picture and its crops against the picture alone; texts stay as they are")
 def crops(lab: Lab) -> Outcome:
-    found = {}
+    measured = {}
     for split in ("validation", "test"):
         images, texts, links = captioned(lab, split)
         links = links[links[:, 0] < 500]
         parts = cropped(lab, split)
         for share in (0.0, 0.25, 0.5):
             mixed = l2_normalise((1 - share) * images[:500] + share * parts.mean(1))
-            found[split, share] = both_ways(recall(mixed, texts, links)).right
-    best = max((0.25, 0.5), key=lambda share: found["validation", share].mean())
-    value, bounds = gain(found["test", best], found["test", 0.0])
-    control = gain(found["test", 0.0], both_ways(recall(l2_normalise(parts[:, 0]), texts, links)).right)[1]
-    told = f"{shown(f'crops at {best}', value, bounds)} on {found['test', 0.0].mean():.2f}, 500 photographs"
+            measured[split, share] = both_ways(recall(mixed, texts, links)).right
+    best = max((0.25, 0.5), key=lambda share: measured["validation", share].mean())
+    value, bounds = gain(measured["test", best], measured["test", 0.0])
+    control = gain(measured["test", 0.0], both_ways(recall(l2_normalise(parts[:, 0]), texts, links)).right)[1]
+    told = f"{shown(f'crops at {best}', value, bounds)} on {measured['test', 0.0].mean():.2f}, 500 photographs"
     return Outcome(told, bounds, tried(bounds, control))
 
 
@@ -288,12 +288,12 @@ def analogies(lab: Lab) -> Outcome:
     folder = lab.data / "data" / "ikea"
     with (folder / "index.csv").open() as file:
         table = list(csv.DictReader(file))
-    images = lab.vectors("image", [folder / each["file"] for each in table])
+    images = lab.vectors("image", [folder / photograph["file"] for photograph in table])
     colours = ("white", "black", "blue", "red", "green", "yellow", "grey", "brown", "pink", "beige")
     owns = []
-    for each in table:
-        own = [colour for colour in colours if f" {colour}" in f" {each['caption'].lower()}"]
-        owns.append((each["label"], own[0]) if len(own) == 1 else None)
+    for photograph in table:
+        own = [colour for colour in colours if f" {colour}" in f" {photograph['caption'].lower()}"]
+        owns.append((photograph["label"], own[0]) if len(own) == 1 else None)
     words = dict(zip(colours, lab.vectors("text", list(colours), "colours"), strict=True))
     places = {key: [p for p, own in enumerate(owns) if own == key] for key in set(owns) if key is not None}
     hits: dict[float, list[float]] = {0.0: [], 0.5: [], 1.0: []}
@@ -311,10 +311,10 @@ def analogies(lab: Lab) -> Outcome:
                     similar[[p for p, k in enumerate(owns) if k == (kind, colour)]] = -np.inf
                     hits[share].append(100.0 * bool(set(np.argsort(-similar)[:5].tolist()) & set(right)))
     rows = np.array(split)
-    found = {share: np.array(values) for share, values in hits.items()}
-    best = max((0.5, 1.0), key=lambda share: found[share][rows == 0].mean())
-    value, bounds = gain(found[best][rows == 1], found[0.0][rows == 1])
-    told = f"{shown(f'found in five, share {best}', value, bounds)} on {found[0.0][rows == 1].mean():.1f} alone, "
+    shares = {share: np.array(values) for share, values in hits.items()}
+    best = max((0.5, 1.0), key=lambda share: shares[share][rows == 0].mean())
+    value, bounds = gain(shares[best][rows == 1], shares[0.0][rows == 1])
+    told = f"{shown(f'found in five, share {best}', value, bounds)} on {shares[0.0][rows == 1].mean():.1f} alone, "
     return Outcome(f"{told}{(rows == 1).sum()} analogies", bounds, holds(bounds[0] > 0))
 
 

@@ -81,7 +81,7 @@ def make_variants(
     if not wanted:
         return dict(towers), {}
     read = {name: read_pairs(recipe, name) for name in recipe.pairs}
-    sets = [each for splits in read.values() if len((each := _test_set(recipe, splits)).media)]
+    sets = [test_set for splits in read.values() if len((test_set := _test_set(recipe, splits)).media)]
     if not sets:
         raise QuantiseError("export.precisions: the recipe has no test pairs to measure the loss of R@1 on")
     graphs: dict[Modality, dict[Precision, Path]] = {}
@@ -94,7 +94,7 @@ def make_variants(
             _write(recipe, encoders[modality], read, precision, folder / tower.file, target)
             graphs[modality][precision] = target
     vectors = {
-        modality: _embedded(encoders[modality], each, _items(sets, modality)) for modality, each in graphs.items()
+        modality: _embedded(encoders[modality], paths, _items(sets, modality)) for modality, paths in graphs.items()
     }
     own = {modality: vectors[modality][towers[modality].precision] for modality in towers}
     figures: dict[str, Any] = {}
@@ -201,9 +201,9 @@ def calibration_items(read: Mapping[str, Mapping[Split, Pairs]], modality: Modal
             sources.append(items)
     if not sources:  # nothing of this modality is trained on: its test media are all there is
         return [item for splits in read.values() for item in _of(splits["test"], modality)][:count]
-    each = -(-count // len(sources))
+    quota = -(-count // len(sources))
     return [
-        items[index] for items in sources for index in np.linspace(0, len(items) - 1, min(each, len(items)), dtype=int)
+        items[index] for items in sources for index in np.linspace(0, len(items) - 1, min(quota, len(items)), dtype=int)
     ]
 
 
@@ -222,8 +222,10 @@ def _test_set(recipe: Recipe, splits: Mapping[Split, Pairs]) -> _Set:
 
 def _items(sets: Sequence[_Set], modality: Modality) -> list[Item]:
     if modality == "text":
-        return list(dict.fromkeys(text for each in sets for text in each.prompts))
-    return list(dict.fromkeys(path for each in sets if each.pairs.modality == modality for path in each.media))
+        return list(dict.fromkeys(text for test_set in sets for text in test_set.prompts))
+    return list(
+        dict.fromkeys(path for test_set in sets if test_set.pairs.modality == modality for path in test_set.media)
+    )
 
 
 def _embedded(
@@ -251,8 +253,8 @@ def _measure(
 ) -> Measured:
     cosines = [float(own[modality][item] @ vector) for item, vector in variant.items()]
     sides = {**own, modality: variant}
-    touched = [each for each in sets if modality in ("text", each.pairs.modality)]
-    overlaps = [_overlap(each, own, sides) for each in touched]
+    touched = [test_set for test_set in sets if modality in ("text", test_set.pairs.modality)]
+    overlaps = [_overlap(test_set, own, sides) for test_set in touched]
     return Measured(
         cosine=float(np.mean(cosines)) if cosines else float("nan"),
         cosine_lowest=min(cosines, default=float("nan")),
@@ -266,39 +268,39 @@ def _loss(
     own: Mapping[Modality, Mapping[Item, Floats]],
     other: Mapping[Modality, Mapping[Item, Floats]],
 ) -> float:
-    losses = [_score(each, own) - _score(each, other) for each in sets]
+    losses = [_score(test_set, own) - _score(test_set, other) for test_set in sets]
     return float(np.mean(losses)) if losses else float("nan")
 
 
-def _score(each: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> float:
+def _score(test_set: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> float:
     """Mean R@1 of the two directions for captions, top-1 for labels; in percent."""
-    media, texts = _sides(each, vectors)
-    if each.pairs.labels is not None:
-        return top1(media, texts, each.pairs.labels[: len(media)])[0]
-    return mean_recall(media, texts, each.pairs.links[each.pairs.links[:, 0] < len(media)])
+    media, texts = _sides(test_set, vectors)
+    if test_set.pairs.labels is not None:
+        return top1(media, texts, test_set.pairs.labels[: len(media)])[0]
+    return mean_recall(media, texts, test_set.pairs.links[test_set.pairs.links[:, 0] < len(media)])
 
 
 def _overlap(
-    each: _Set,
+    test_set: _Set,
     own: Mapping[Modality, Mapping[Item, Floats]],
     other: Mapping[Modality, Mapping[Item, Floats]],
 ) -> float:
     """How much of the ten media that each text finds is the same."""
     tops = []
     for vectors in (own, other):
-        media, texts = _sides(each, vectors)
+        media, texts = _sides(test_set, vectors)
         count = min(10, len(media))
         tops.append(np.argpartition(-(texts @ media.T), count - 1, axis=1)[:, :count])
     return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(*tops, strict=True)]))
 
 
-def _sides(each: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> tuple[Floats, Floats]:
+def _sides(test_set: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> tuple[Floats, Floats]:
     """Media, and captions or classes."""
-    media = np.stack([vectors[each.pairs.modality][path] for path in each.media])
-    texts = np.stack([vectors["text"][text] for text in each.prompts])
-    if each.pairs.labels is None:
+    media = np.stack([vectors[test_set.pairs.modality][path] for path in test_set.media])
+    texts = np.stack([vectors["text"][text] for text in test_set.prompts])
+    if test_set.pairs.labels is None:
         return media, texts
-    return media, class_vectors(texts, len(each.prompts) // len(each.pairs.classes))
+    return media, class_vectors(texts, len(test_set.prompts) // len(test_set.pairs.classes))
 
 
 def _judge(

@@ -55,7 +55,7 @@ class QuantiseError(TrainingError):
 
 def batches(graph: Path, preprocessing: Any, prepared: Sequence[Any]) -> list[Batch]:
     """Inputs of a graph to calibrate it on: texts one by one, for padding is no activation to make room for."""
-    names = [each.name for each in onnx.load(graph, load_external_data=False).graph.input]
+    names = [value.name for value in onnx.load(graph, load_external_data=False).graph.input]
     size = 1 if isinstance(preprocessing, TextPreprocessing) else 8
     parts = [prepared[start : start + size] for start in range(0, len(prepared), size)]
     return [dict(zip(names, collate(preprocessing, part), strict=False)) for part in parts]

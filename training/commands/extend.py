@@ -68,8 +68,8 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     samples: dict[Modality, list[Item]] = {}
     for splits in read.values():
         for part in (splits["test"], splits["train"]):
-            held = samples.setdefault(part.modality, [])
-            held += part.media[: _SAMPLES - len(held)]
+            taken = samples.setdefault(part.modality, [])
+            taken += part.media[: _SAMPLES - len(taken)]
     extended = write_extended(bundle, recipe, frozen, trained, figures, samples, options.out)
     _print(bundle, extended)
     manifest = extended.manifest

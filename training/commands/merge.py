@@ -82,7 +82,7 @@ def merged(first: File, second: File, alpha: float) -> File:
     tensors = {key: torch.lerp(value, right[key], alpha) for key, value in left.items()}
     temperatures = np.log([float(ours["temperature"]), float(theirs["temperature"])])
     temperature = float(np.exp(temperatures @ np.array([1 - alpha, alpha])))
-    learned = [map(Licence.model_validate, json.loads(each.get("licences", "[]"))) for each in (ours, theirs)]
+    learned = [map(Licence.model_validate, json.loads(metadata.get("licences", "[]"))) for metadata in (ours, theirs)]
     licences = licences_json(combined(*learned))
     return tensors, ours | {"temperature": repr(temperature), "means": "{}", "ladder": "{}", "licences": licences}
 

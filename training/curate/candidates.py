@@ -36,9 +36,9 @@ class Heap:
         return self._entries[0][0] if len(self._entries) == self.top else -np.inf
 
     def add(self, score: float, key: int, record: Record) -> None:
-        held = self._records.get(key)
-        if held is not None:  # the same text and medium from elsewhere: whichever comes first in the sources' order
-            self._records[key] = min(held, record)
+        known = self._records.get(key)
+        if known is not None:  # the same text and medium from elsewhere: whichever comes first in the sources' order
+            self._records[key] = min(known, record)
             return
         entry = (score, -key)
         if len(self._entries) < self.top:

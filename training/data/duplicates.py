@@ -120,8 +120,8 @@ class Images:
         """Images both of whose hashes differ by at most the distance."""
         if self.distance is None:
             return
-        found = {number for segment in self._segments(fingerprint) for number in self._buckets.get(segment, ())}
-        for number in sorted(found):
+        near = {number for segment in self._segments(fingerprint) for number in self._buckets.get(segment, ())}
+        for number in sorted(near):
             differing = fingerprint ^ self._hashes[number]
             if max((differing >> 64).bit_count(), (differing & (2**64 - 1)).bit_count()) <= self.distance:
                 yield number

@@ -54,23 +54,23 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
 
 def examine(recipe: Recipe, cache: Path, figures: dict[str, Any]) -> Iterator[Check]:
     """Every check in turn; what is counted and estimated goes into `figures`."""
-    found: dict[str, Mapping[Split, Pairs]] = {}
+    pairs: dict[str, Mapping[Split, Pairs]] = {}
     loaded: dict[Modality, FrozenEncoder] = {}
     root = recipe.data.root
     yield Check("data.root", "ok" if root.is_dir() else "missing", str(root.absolute()))
     for name in recipe.pairs:
-        yield from check_source(recipe, name, found)
+        yield from check_source(recipe, name, pairs)
     for modality in recipe.encoders:
         yield from check_encoder(recipe, modality, loaded)
     yield from check_packages(recipe)
     yield from check_training(recipe)
-    if len(found) == len(recipe.pairs) and len(loaded) == len(recipe.encoders):
-        yield from _estimate(recipe, found, loaded, cache, figures)
+    if len(pairs) == len(recipe.pairs) and len(loaded) == len(recipe.encoders):
+        yield from _estimate(recipe, pairs, loaded, cache, figures)
 
 
 def _estimate(
     recipe: Recipe,
-    found: Mapping[str, Mapping[Split, Pairs]],
+    pairs_of: Mapping[str, Mapping[Split, Pairs]],
     loaded: Mapping[Modality, FrozenEncoder],
     cache: Path,
     figures: dict[str, Any],
@@ -78,7 +78,7 @@ def _estimate(
     """Room, memory and time, from the number of items and from what a few of them take."""
     items: dict[Modality, list[Item]] = {modality: [] for modality in loaded}
     learned = dict.fromkeys(loaded, 0)
-    for splits in found.values():
+    for splits in pairs_of.values():
         learned[splits["train"].modality] += len(splits["train"].media)
         for part in splits.values():
             items[part.modality] += part.media
@@ -88,7 +88,7 @@ def _estimate(
         if not own:
             continue
         try:
-            seconds, each, counts[modality] = timed(loaded[modality], own, recipe.projector.needs_tokens)
+            seconds, item_bytes, counts[modality] = timed(loaded[modality], own, recipe.projector.needs_tokens)
         except TrainingError as error:
             yield Check(f"encoders.{modality}", "missing", str(error))
             return
@@ -96,12 +96,12 @@ def _estimate(
         if views == "online":
             online += seconds * learned[modality] * epochs(recipe, learned[modality])
             pooled = loaded[modality].width * np.dtype(stored_as(loaded[modality])).itemsize
-            size -= learned[modality] * (each - pooled)
+            size -= learned[modality] * (item_bytes - pooled)
         else:
             several += learned[modality] * views
-        encoding, size = encoding + seconds * several, size + each * several
+        encoding, size = encoding + seconds * several, size + item_bytes * several
         yield Check(f"encoding {modality}", "ok", f"{len(own):,} items, {1 / seconds:,.0f} per second, measured")
-    pairs = sum(len(part.links) for splits in found.values() for part in splits.values())
+    pairs = sum(len(part.links) for splits in pairs_of.values() for part in splits.values())
     memory = _LIBRARIES + _PAIR * pairs + sum(weight(encoder) for encoder in loaded.values())
     memory += training_memory(recipe, loaded, counts)
     training = training_seconds(recipe, loaded) + online

@@ -25,7 +25,7 @@ class Check:
     detail: str
 
 
-def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pairs]]) -> Iterator[Check]:
+def check_source(recipe: Recipe, name: str, pairs: dict[str, Mapping[Split, Pairs]]) -> Iterator[Check]:
     """The checks of one source; its pairs go into `found` where they can be read."""
     source, what = recipe.pairs[name], f"pairs.{name}"
     folder = recipe.path(source.folder)
@@ -76,7 +76,7 @@ def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pair
     except PairError as error:
         yield Check(what, "missing", str(error))
         return
-    found[name] = splits
+    pairs[name] = splits
     yield Check(what, "ok", ", ".join(f"{split} {len(part.media):,}" for split, part in splits.items()))
 
 

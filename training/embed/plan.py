@@ -56,7 +56,7 @@ def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None,
         return
     folder = out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
-    number, held = 0, 0
+    number, count = 0, 0
     stream = None
     try:
         for path in data:
@@ -64,14 +64,14 @@ def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None,
                 if stream is None:
                     stream = (folder / f"{number:06}.jsonl").open("w", encoding="utf-8")
                 stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-                held += 1
-                if held == size:
+                count += 1
+                if count == size:
                     stream.close()
-                    stream, held, number = None, 0, number + 1
+                    stream, count, number = None, 0, number + 1
     finally:
         if stream is not None:
             stream.close()
-    if number == held == 0:
+    if number == count == 0:
         raise EmbedError(f"{', '.join(map(str, data))}: no image, sound or text is there")
     # Last: without it the plan is made again.
     write(stated, json.dumps(wanted))

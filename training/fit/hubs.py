@@ -144,6 +144,6 @@ def _media(modality: Modality, data: Data) -> list[Features]:
 
 def _drawn(head: Head, parts: list[Features], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Unit vectors of `count` rows, as many of each part as of the others as far as they have them."""
-    each = [min(len(part), -(-count // len(parts))) for part in parts]
-    chosen = [rng.choice(len(part), n, replace=False) for part, n in zip(parts, each, strict=True)]
+    counts = [min(len(part), -(-count // len(parts))) for part in parts]
+    chosen = [rng.choice(len(part), n, replace=False) for part, n in zip(parts, counts, strict=True)]
     return np.concatenate([project(head, part, rows) for part, rows in zip(parts, chosen, strict=True)])

@@ -70,7 +70,9 @@ def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
         "means": json.dumps(trained.means),
         "kinds": json.dumps({modality: head.kind for modality, head in trained.heads.items()}),
         "ladder": json.dumps(trained.ladder),
-        "abstention": json.dumps({modality: each.model_dump() for modality, each in trained.abstention.items()}),
+        "abstention": json.dumps(
+            {modality: detector.model_dump() for modality, detector in trained.abstention.items()}
+        ),
         "init": trained.init,
         "licences": licences_json(trained.licences),
     }
@@ -117,7 +119,7 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
         raise ValueError(f"{path} holds no projectors")
     ladder, init = json.loads(metadata.get("ladder", "{}")), metadata.get("init", "")
     learned = json.loads(metadata.get("abstention", "{}"))
-    detectors = {modality: Detector.model_validate(each) for modality, each in learned.items()}
+    detectors = {modality: Detector.model_validate(detector) for modality, detector in learned.items()}
     licences = tuple(map(Licence.model_validate, json.loads(metadata.get("licences", "[]"))))
     means = json.loads(metadata["means"])
     return Trained(heads, float(metadata["temperature"]), means, [], ladder, init, detectors, licences)
@@ -125,7 +127,7 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
 
 def licences_json(licences: Iterable[Licence]) -> str:
     """Returns the licences as the metadata of projectors.safetensors has them."""
-    return json.dumps([each.model_dump() for each in licences])
+    return json.dumps([licence.model_dump() for licence in licences])
 
 
 def licences_of(recipe: Recipe) -> tuple[Licence, ...]:

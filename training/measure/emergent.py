@@ -26,8 +26,8 @@ def emergent_figures(
         raise PairError(f"emergent.{name}: {spec.queries} has no labels")
     if unknown := sorted(set(spec.shows) - set(queries.classes)):
         raise PairError(f"emergent.{name}.shows: {unknown[0]} is no class of {spec.queries}")
-    each = [shown(one, spec.shows) for one in gallery]
-    relevant = {label: np.concatenate([one[label] for one in each]) for label in spec.shows}
+    showing = [shown(one, spec.shows) for one in gallery]
+    relevant = {label: np.concatenate([one[label] for one in showing]) for label in spec.shows}
     labels = [queries.classes[label] for label in queries.labels]
     rows = [row for row, label in enumerate(labels) if label in relevant and relevant[label].any()]
     if not rows:

@@ -75,8 +75,8 @@ def gap(sets: Sequence[Paired]) -> dict[str, Any]:
             distance = np.linalg.norm(vectors[first].mean(0) - vectors[second].mean(0))
             figures[f"gap.{first}_{second}"] = round(float(distance), 4)
         if first in partners:
-            each = ((vectors[first] - partners[first]) ** 2).sum(1)
-            figures[f"alignment.{first}_text"] = round(float(each.mean()), 4)
+            distances = ((vectors[first] - partners[first]) ** 2).sum(1)
+            figures[f"alignment.{first}_text"] = round(float(distances.mean()), 4)
     if len(names) < 2 or len(vectors[names[0]]) < 4:
         return figures
     gallery = np.concatenate([vectors[name] for name in names])

@@ -81,8 +81,10 @@ def top1(media: Floats, classes: Floats, labels: NDArray[np.int64]) -> tuple[flo
     Ties count against the model, as everywhere.
     """
     right = label_ranks(media @ classes.T, labels) < 1
-    each = np.array([right[labels == c].mean() * 100 if (labels == c).any() else np.nan for c in range(len(classes))])
-    return round(float(right.mean() * 100), 2), each
+    per_class = np.array(
+        [right[labels == c].mean() * 100 if (labels == c).any() else np.nan for c in range(len(classes))]
+    )
+    return round(float(right.mean() * 100), 2), per_class
 
 
 def word_precision(media: Floats, texts: Floats, links: NDArray[np.int64]) -> float:

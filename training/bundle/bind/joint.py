@@ -60,7 +60,7 @@ def write_joint(
         encoders = {tower.encoder.source: tower.encoder.licence for tower in towers.values()}
         stated = markdown(parts(licences, encoders), terms)
         (folder / CARD).write_text(_card(name, first, second, space, measured, stated), encoding="utf-8")
-        graphs = {each: second.path / each for each in b.files}
+        graphs = {graph: second.path / graph for graph in b.files}
         for modality, tower in towers.items():
             for precision in tower.precisions:
                 file, _ = tower.graph(precision)
@@ -68,7 +68,7 @@ def write_joint(
         return write(
             target,
             graphs,
-            {each: folder / each for each in (PROJECTORS, CARD)},
+            {other: folder / other for other in (PROJECTORS, CARD)},
             like=b,
             name=name,
             space=space,
@@ -104,7 +104,7 @@ def _towers(
         prepare = preparer(as_encoder(second, "text"))
         spec = b.towers["text"].preprocessing
         inputs, names = collate(spec, [prepare(text) for text in texts]), spec.inputs
-        ours, theirs = (_run(each.tower_path("text"), names, inputs) for each in (second, first))
+        ours, theirs = (_run(bundle.tower_path("text"), names, inputs) for bundle in (second, first))
         parity["text"] = _agree("text", _run(both, names, inputs), mixed(ours, through(theirs), weight))
         towers["text"] = _bound(both, b.towers["text"], [b.towers["text"], a.towers["text"]], through, weight)
     return towers, parity
