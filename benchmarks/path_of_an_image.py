@@ -216,7 +216,7 @@ def main() -> None:
     print_table(
         "Types, in the order in which they appear",
         ["class", "holds"],
-        [list(class_and_holder) for class_and_holder in passage.types],
+        list(map(list, passage.types)),
     )
     figures = {
         "functions": len(through),
