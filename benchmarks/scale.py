@@ -99,10 +99,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         pair_bytes = max(0.0, first["peak"] - fixed) / (options.pairs - small.pairs)
         at_20m, of_side = fixed + pair_bytes * _PAPER, 2 * WIDTHS["media"] * _PAPER
         print(f"fixed {fixed / 1e6:,.0f} MB and {pair_bytes:.0f} bytes a pair:")
-        print(
-            f"at {_PAPER:,} pairs {at_20m / 1e9:.1f} GB in one process, {at_20m / of_side:.2f} of a side of {of_side / 1e9:.0f} GB; ",
-            end="",
-        )
+        in_memory = f"{at_20m / 1e9:.1f} GB in one process, {at_20m / of_side:.2f} of a side of {of_side / 1e9:.0f} GB"
+        print(f"at {_PAPER:,} pairs {in_memory}; ", end="")
         print(f"{size / options.pairs * _PAPER / 1e9:.0f} GB on disk")
     return {
         "pairs": options.pairs,
