@@ -622,13 +622,12 @@ def wavs() -> Files:
 
 def sounds() -> Files:
     flac, ogg, mp3, aiff, caf, au, w64 = (tone(format) for format in ("FLAC", "OGG", "MP3", "AIFF", "CAF", "AU", "W64"))
-    flags = int.from_bytes(flac[18:26], "big")
+    flags, common = int.from_bytes(flac[18:26], "big"), aiff.find(b"COMM")
 
     def streaminfo(rate: int, channels: int, bits: int, samples: int) -> bytes:
         packed = rate << 44 | (channels - 1) << 41 | (bits - 1) << 36 | samples
         return flac[:18] + packed.to_bytes(8, "big") + flac[26:]
 
-    common = aiff.find(b"COMM")
     return {
         "flac of 2**36 - 1 samples": (BAD, streaminfo(16_000, 1, 16, 2**36 - 1)),
         "flac of a rate of 0": (OK, streaminfo(0, 1, 16, flags & (2**36 - 1))),
