@@ -7,7 +7,6 @@ JSON object. On a machine with one core the two share it, and the figures are lo
 `python -m benchmarks.gpu` measures one.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.servers import BenchmarkError, Server, isthmus
 
 LOCUSTFILE = Path(__file__).parents[1] / "deploy/load/locustfile.py"
@@ -145,18 +145,13 @@ def measure(bundle: Path, seconds: float, only: Sequence[str]) -> list[Measured]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("capacity", __doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each scenario")
     parser.add_argument(
         "--only", nargs="*", default=[], choices=[scenario.name for scenario in SCENARIOS], metavar="SCENARIO"
     )
     options = parser.parse_args(arguments)
-    try:
-        measured = measure(options.bundle, options.seconds, options.only)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    measured = measure(options.bundle, options.seconds, options.only)
     print(table(measured))
     figures = {
         row.scenario.name: {
@@ -173,4 +168,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

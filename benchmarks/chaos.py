@@ -11,7 +11,6 @@ that a client fills is the former. The clock wants libfaketime (Debian's package
 What cannot be made here is left out.
 """
 
-import argparse
 import base64
 import itertools
 import json
@@ -23,7 +22,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -40,6 +38,7 @@ import httpx2
 import redis
 
 from benchmarks import hostile_media as media
+from benchmarks.commands import finish, parser_of
 from benchmarks.sabotage import HANG_S
 from benchmarks.servers import Restarted, at_once, free_port, stored_items, variables
 
@@ -522,8 +521,7 @@ def row(outcome: Outcome) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("chaos", __doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="for which something is broken")
     parser.add_argument("--only", choices=FAULTS, action="append", help="one fault; may be given again")
     parser.add_argument("--times", type=int, default=1, metavar="N", help="that each fault is made")
@@ -558,4 +556,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -12,11 +12,9 @@ what had been replaced, `resurrected` what had been deleted, `phantom` what was 
 object, with the rate of acknowledged writes of an item beside these counts.
 """
 
-import argparse
 import itertools
 import json
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -31,6 +29,7 @@ from typing import Any, NamedTuple
 import httpx2
 import numpy as np
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.crash import vector_of
 from benchmarks.servers import at_once, isthmus
 from service.contract.bundle import read_bundle
@@ -275,8 +274,7 @@ def consistency(bundle: Path, store: Path, searches: int, seed: int = 0) -> Find
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.consistency", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("consistency", __doc__)
     parser.add_argument("--searches", type=int, default=20_000, help="of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of what is written and asked")
     options = parser.parse_args(arguments)
@@ -287,4 +285,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -9,13 +9,11 @@ and through the index. More clients race to replace and delete the same video: w
 moments of its own file and no others. Prints a line per kill and, as its last line, one JSON object.
 """
 
-import argparse
 import base64
 import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import threading
 import zlib
@@ -29,6 +27,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.servers import Server, at_once, isthmus, stored_items
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors, l2_normalise
@@ -241,8 +240,7 @@ def crash(bundle: Path, store: Path, kills: int, seed: int = 0) -> Findings:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.crash", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("crash", __doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of what is written and when it is killed")
     options = parser.parse_args(arguments)
@@ -253,4 +251,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

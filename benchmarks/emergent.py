@@ -6,7 +6,6 @@ joint space is then measured through its ONNX graphs: mean average precision of 
 beside chance. What is in DIR already is not made again.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.commands import finish, parser_of
 from service.contract.bundle import Bundle, read_bundle
 from training.__main__ import main as training
 from training.errors import TrainingError
@@ -27,7 +27,7 @@ from training.recipe import Recipe, load_recipe, read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.emergent", description=__doc__.split("\n")[0])
+    parser = parser_of("emergent", __doc__, bundle=False)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundles")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
@@ -97,4 +97,4 @@ def _vectors(bundle: Bundle, pairs: Pairs, cache: Path) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -9,7 +9,6 @@ or that does not say that a part is missing), that differs between doors, or tha
 right, or none). The last line is one JSON object.
 """
 
-import argparse
 import base64
 import io
 import json
@@ -27,6 +26,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.field_media import Sample, samples
 from benchmarks.servers import isthmus
 from isthmus_client import Isthmus
@@ -223,8 +223,7 @@ def _alike(given: Mapping[str, Answer], like: Answer | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.field", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("field", __doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the scene and the source")
     parser.add_argument("--only", metavar="NAME", help="files whose name holds this")
     options = parser.parse_args(arguments)
@@ -236,4 +235,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

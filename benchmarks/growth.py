@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.real import root
 from benchmarks.store import recall
 from service.contract.bundle import read_bundle
@@ -232,10 +233,9 @@ async def filled(bundle: Path, folder: Path, real: Real, kind: Kind, first: int,
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.split("\n")[0])
+    parser = parser_of("growth", __doc__)
     parser.add_argument("--to", type=int, default=10_000_000, help="the largest size")
     parser.add_argument("--kind", default="ivf_pq", choices=["auto", "hnsw", "ivf_pq"])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
     parser.add_argument("--work", type=Path, help="keep the store there, and go on from what it holds")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--part", choices=["fill", "measure"], help=argparse.SUPPRESS)
@@ -291,4 +291,4 @@ def _run(command: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

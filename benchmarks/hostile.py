@@ -11,12 +11,10 @@ channels, for it is decoding and the model's work; its memory may not grow. Then
 last line, one JSON object.
 """
 
-import argparse
 import json
 import re
 import select
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -30,6 +28,7 @@ from urllib.parse import urlsplit
 
 from benchmarks import hostile_floods as floods
 from benchmarks.attacks import Attack, everything
+from benchmarks.commands import finish, parser_of
 from benchmarks.hostile_jobs import TRACE
 from benchmarks.hostile_media import OK
 from benchmarks.servers import Server, isthmus
@@ -334,8 +333,7 @@ def _one(server: Server, attack: Attack, before: int, findings: Findings) -> boo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("hostile", __doc__)
     parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and how")
     parser.add_argument(
         "--only",
@@ -359,4 +357,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -6,7 +6,6 @@ python -m benchmarks.parity --url http://127.0.0.1:8000 --recipe training/recipe
 Prints a table and, as its last line, one JSON object. Ends with 1 where any cosine is below 0.9999.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.commands import finish, parser_of
 from service.contract.bundle import BundleError, Modality, read_bundle
 from training import pipeline
 from training.bundle.export import PARITY
@@ -116,7 +116,7 @@ def table(result: Mapping[Modality, Agreement]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.split("\n")[0])
+    parser = parser_of("parity", __doc__, bundle=False)
     parser.add_argument("--url", required=True, help="of the service")
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True, help="the bundle that the service serves")
@@ -138,4 +138,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.commands import finish, parser_of
 from training.distributed import joined, leave
 from training.encode.store import Keys, Store
 from training.features import Features
@@ -44,7 +45,7 @@ _PAPER = 20_000_000  # pairs
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.split("\n")[0])
+    parser = parser_of("scale", __doc__, bundle=False)
     parser.add_argument("--pairs", type=int, default=2_000_000)
     parser.add_argument("--tokens", action="store_true", help="token projectors on local vectors too")
     parser.add_argument("--ladder", action="store_true", help="ridge, CCA and the linear baseline too")
@@ -249,4 +250,4 @@ def _prepared(options: argparse.Namespace, rows: slice) -> Prepared:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -25,6 +25,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from benchmarks.commands import finish, parser_of
 from training.errors import TrainingError
 from training.features import Features
 from training.files import default_cache, write
@@ -50,7 +51,7 @@ class Measured:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.select_predicts", description=__doc__.split("\n")[0])
+    parser = parser_of("select_predicts", __doc__, bundle=False)
     parser.add_argument("selection", type=Path)
     parser.add_argument("--source", default="flickr8k", help="captioned pairs of its recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
@@ -200,4 +201,4 @@ def _short(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

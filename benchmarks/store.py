@@ -37,6 +37,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from benchmarks.clustered import QUERIES, Clustered
+from benchmarks.commands import finish, parser_of
 from benchmarks.inputs import Inputs
 from benchmarks.servers import environment
 from examples.demo import serving
@@ -308,8 +309,7 @@ async def _timed(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("store", __doc__)
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--work", type=Path, help="keep the store there")
@@ -377,4 +377,4 @@ def run(options: argparse.Namespace, clustered: Clustered, work: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)
