@@ -30,7 +30,7 @@ from training.audio_encoders import AudioEncoder, ClapEncoder, WaveformEncoder, 
 from training.encode import efficientnet_lite, mobilenet_sounds, open_clip
 from training.encode.endpoint import Endpoint
 from training.graphs import session
-from training.image_encoders import ClipEncoder, PooledEncoder, SiglipEncoder
+from training.image_encoders import ClipEncoder, PooledEncoder, SiglipEncoder, pooled
 from training.preprocessors import (
     LOCAL,
     EncoderError,
@@ -231,16 +231,14 @@ class ImageEncoder(nn.Module):
         output = _run(self.model, self.layers, pixels)
         states = output.last_hidden_state
         if states.dim() == 4:  # a convolutional map (B, d, h, w): each cell is a local vector
-            pooled = output.pooler_output.flatten(1)
-            whole = torch.cat([*_pooled_maps(output, self.layers), pooled, *_scores(self.classifier, pooled)], -1)
+            features = output.pooler_output.flatten(1)
+            lower = [output.hidden_states[layer].mean((2, 3)) for layer in self.layers]
+            whole = torch.cat([*lower, features, *([] if self.classifier is None else [self.classifier(features)])], -1)
             return whole, whole[:, None] if self.layers else states.flatten(2).transpose(1, 2)
         states = torch.cat([*(output.hidden_states[layer] for layer in self.layers), states], -1)
         registers = getattr(self.model.config, "num_register_tokens", 0)
-        whole, local = states[:, 0], states[:, 1 + registers :]
-        if self.pooling in ("mean", "both"):
-            mean = local.mean(1)
-            whole = mean if self.pooling == "mean" else torch.cat([whole, mean], -1)
-        return whole, local
+        local = states[:, 1 + registers :]
+        return pooled(states[:, 0], local, self.pooling), local
 
 
 class TextEncoder(nn.Module):
@@ -303,14 +301,6 @@ def sentence(states: Tensor, weights: Tensor, pooling: str, unit: bool) -> Tenso
 
 def _run(model: nn.Module, layers: list[int], *inputs: Tensor, **named: Tensor) -> Any:
     return model(*inputs, **named, **({"output_hidden_states": True} if layers else {}))
-
-
-def _scores(classifier: Classifier | None, pooled: Tensor) -> list[Tensor]:
-    return [] if classifier is None else [classifier(pooled)]
-
-
-def _pooled_maps(output: Any, layers: list[int]) -> list[Tensor]:
-    return [output.hidden_states[layer].mean((2, 3)) for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -675,8 +665,6 @@ def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> Froze
     labels = tuple(described.get("labels", ()))
     if source.concepts and not labels:
         raise EncoderError(f"encoders.{modality}: {folder} has no labels in its encoder.json: no concepts")
-    values = {"kind": _KIND[modality], **described["preprocessing"]}
-    preprocessing: Preprocessing = TypeAdapter(Preprocessing).validate_python(values)
     return FrozenEncoder(
         modality=modality,
         source=described["name"],

@@ -26,6 +26,8 @@ SUFFIXES = {
     "audio": {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"},
     "array": {".npy"},
 }
+FILE_COLUMNS = ("file", "path", "filename", "file_name", "image", "audio", "media")
+"""What the column of files is called in tables that no recipe describes."""
 BROKEN = 0.1
 """Share of a set that may be broken: beyond it, it is another set than was meant."""
 _TOLD = 10  # broken samples that are named

@@ -4,7 +4,6 @@ A file that validates has one plain row, kept with the teacher's features of it;
 `training.distill.spectra`.
 """
 
-import csv
 import functools
 import hashlib
 import json
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from service.contract.audio import decode_audio
 from training.distill.recipe import DistillRecipe
 from training.files import whole
+from training.pairs import records
 from training.recipe import RecipeError
 
 Pooled = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -63,13 +63,9 @@ def listed_files(root: Path, sources: list[dict[str, Any]], held_out: bool) -> l
     for source in sources:
         listing = root / source["files"]
         if listing.suffix == ".csv":
-            with listing.open(newline="", encoding="utf-8") as stream:
-                where = {column: {str(value) for value in values} for column, values in source.get("where", {}).items()}
-                names = [
-                    row["file"]
-                    for row in csv.DictReader(stream)
-                    if all(row[column] in values for column, values in where.items())
-                ]
+            where = {column: set(map(str, values)) for column, values in source.get("where", {}).items()}
+            rows = records(listing)
+            names = [row["file"] for row in rows if all(row[column] in values for column, values in where.items())]
         else:
             names = listing.read_text(encoding="utf-8").split("\n")
         for name in filter(None, map(str.strip, names)):

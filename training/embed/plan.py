@@ -9,10 +9,9 @@ from typing import Any
 from service.contract.bundle import Manifest
 from training.errors import TrainingError
 from training.files import write
-from training.pairs import SUFFIXES, records
+from training.pairs import FILE_COLUMNS, SUFFIXES, records
 
 _SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
-_FILE = ("file", "path", "filename", "file_name", "image", "audio", "media")
 
 
 class EmbedError(TrainingError):
@@ -107,10 +106,10 @@ def _rows(path: Path, root: Path | None) -> Iterator[Row]:
         raise EmbedError(f"{path} is neither a folder nor a .csv, .tsv or .jsonl table")
     base = root or path.parent
     for number, record in enumerate(records(path), start=1):
-        named = next((name for name in _FILE if record.get(name) not in (None, "")), None)
+        named = next((name for name in FILE_COLUMNS if record.get(name) not in (None, "")), None)
         medium, text = record.get(named) if named else None, record.get("text")
         if (medium is None) == (text in (None, "")):
-            raise EmbedError(f"row {number} of {path} needs one of: {', '.join(_FILE)}; or text")
+            raise EmbedError(f"row {number} of {path} needs one of: {', '.join(FILE_COLUMNS)}; or text")
         if not isinstance(text if medium is None else medium, str):
             raise EmbedError(f"row {number} of {path}: {named or 'text'} is no text")
         id = record.get("id", medium)
