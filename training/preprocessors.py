@@ -73,7 +73,10 @@ def image_preprocessing(folder: Path, model_type: str) -> ImagePreprocessing:
     if stated.get("resample", 2) not in _RESAMPLE:
         raise EncoderError(f"{where}: resample {stated['resample']} is none of Pillow's")
     # transformers knows what each processor takes where its file is silent, as older files are.
-    processor = getattr(transformers, f"{kind}ImageProcessorPil")(**stated)
+    try:
+        processor = getattr(transformers, f"{kind}ImageProcessorPil")(**stated)
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"{where}: {said(error)}") from None
     if not processor.do_resize:
         raise EncoderError(f"{where}: do_resize is false: pictures would come in any size")
     size, crop = _sides(processor.size), _sides(getattr(processor, "crop_size", None))
