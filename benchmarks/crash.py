@@ -112,18 +112,18 @@ def write_videos(
 ) -> None:
     """Replace or delete a video of its own and the one that all write, in one batch, until the server is gone."""
     while not stopped.is_set():
-        own, shared = f"{client.name} {rng.randrange(_FILMS)}", "the film"
+        unshared, shared = f"{client.name} {rng.randrange(_FILMS)}", "the film"
         deleting = rng.random() < 0.25
         client.version += 1
-        client.under_way = {own: None if deleting else client.version}
+        client.under_way = {unshared: None if deleting else client.version}
         try:
             if deleting:
-                http.post("/items/delete", json={"ids": [own, shared]}).raise_for_status()
+                http.post("/items/delete", json={"ids": [unshared, shared]}).raise_for_status()
             else:
                 film = _film(rng.choice(_COLOURS), rng.randint(1, 4))
                 items = [
                     {"id": id, "video": film, "metadata": {"version": client.version, "of": id, "by": client.name}}
-                    for id in (own, shared)
+                    for id in (unshared, shared)
                 ]
                 http.post("/items", json={"items": items}).raise_for_status()
         except httpx2.TransportError:
@@ -166,13 +166,13 @@ def look(http: httpx2.Client, clients: list[Client], findings: Findings, dimensi
         rows[item["id"]] = _version(item, findings)
     stored: dict[str, int] = {}
     query = {"vector": vector_of("query", 0, dimensions).tolist()}
-    wanted: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "query": query,
         "top_k": 2 * _CLIENTS * _IDS,
         "include": ["metadata", "vector"],
         "effort": {"exact": True},
     }
-    for item in http.post("/search", json=wanted).raise_for_status().json()["results"]:
+    for item in http.post("/search", json=expected).raise_for_status().json()["results"]:
         findings.duplicates += item["id"] in stored
         stored[item["id"]] = version = _version(item, findings)
         if item["modality"] != "video" and not np.allclose(

@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        own = write_photos(folder / "photos")
+        few = write_photos(folder / "photos")
         many = photographs(folder / "many", options.photographs)
         began = time.perf_counter()
 
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
         with serving(checkout, folder) as address:
             passed("make serve: installed, and ready")
             isthmus(checkout, address, "index", str(folder / "photos"))
-            asked = passed(f"isthmus index: {len(own)} photographs")
+            asked = passed(f"isthmus index: {len(few)} photographs")
             hits = isthmus(checkout, address, "search", _QUERY, "--json").splitlines()
             seconds, first_search_s = time.perf_counter() - began, time.perf_counter() - asked
             passed(f"isthmus search {_QUERY!r}")

@@ -151,11 +151,13 @@ def truth(real: Real, count: int, queries: Vectors) -> dict[str, NDArray[np.int6
     }
     for start, vectors in chunks(real, 0, count):
         scores, numbers = queries @ vectors.T, np.arange(start, start + len(vectors))
-        for name, (own_scores, own) in best.items():
+        for name, (own_scores, rows) in best.items():
             passing = numbers % KINDS[name] == (7 if name else 0) % KINDS[name]
             some = np.concatenate([own_scores, scores[:, passing]], axis=1)
             places = np.argpartition(-some, COUNT - 1, axis=1)[:, :COUNT]
-            given = np.concatenate([own, np.broadcast_to(numbers[passing], (len(queries), int(passing.sum())))], axis=1)
+            given = np.concatenate(
+                [rows, np.broadcast_to(numbers[passing], (len(queries), int(passing.sum())))], axis=1
+            )
             best[name] = (np.take_along_axis(some, places, 1), np.take_along_axis(given, places, 1))
     return {name: numbers for name, (_, numbers) in best.items()}
 

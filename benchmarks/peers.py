@@ -146,8 +146,8 @@ def _ours(
 ) -> Iterator[Contender]:
     """Serves that tower alone, as the peer has it: another may not come in this precision. full: as it was tuned."""
     name = read_bundle(bundle).manifest.name
-    own = {"precision": "auto" if precision == "full" else precision, "modalities": modality}
-    with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache=cache, cache_bytes=0, **own) as server:
+    settings = {"precision": "auto" if precision == "full" else precision, "modalities": modality}
+    with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache=cache, cache_bytes=0, **settings) as server:
         yield Contender(server, name, "/v1/embeddings")
 
 

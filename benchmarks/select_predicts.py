@@ -82,8 +82,8 @@ def measure(selection: Selection, options: argparse.Namespace) -> list[Measured]
     media, texts = encode(selection, pairs, options.cache or default_cache())
     rows = grouped(pairs["train"])
     alignments = compare(
-        [Side(name, (own["train"],), rows[0]) for name, own in media.items()],
-        [Side(name, (own["train"],), rows[1]) for name, own in texts.items()],
+        [Side(name, (by_split["train"],), rows[0]) for name, by_split in media.items()],
+        [Side(name, (by_split["train"],), rows[1]) for name, by_split in texts.items()],
     )
     recipe = _short(selection.recipe, options)
     asked = f"{recipe.model_dump_json(include={'projector', 'train', 'pairs'})}{options.items}"
@@ -112,13 +112,13 @@ def encode(
     """Features by candidate and split, of media and of texts; what a text encoder is fitted on is the train split."""
     result: list[dict[str, dict[str, Floats]]] = []
     for modality in (pairs["train"].modality, "text"):
-        own: dict[str, dict[str, Floats]] = {name: {} for name in selection.candidates[modality]}
+        features: dict[str, dict[str, Floats]] = {name: {} for name in selection.candidates[modality]}
         for tower in read(selection.recipe, modality, selection.candidates[modality], pairs["train"].texts, cache):
             for split, part in pairs.items():
                 items = part.texts if modality == "text" else part.media
                 for name, parts in tower.encode(items, cache, split).items():
-                    own[name][split] = np.concatenate(parts, axis=1)
-        result.append(own)
+                    features[name][split] = np.concatenate(parts, axis=1)
+        result.append(features)
     return result[0], result[1]
 
 
@@ -175,7 +175,7 @@ def tell(measured: Sequence[Measured], options: argparse.Namespace) -> dict[str,
 def _rho(measured: Sequence[Measured], measure: str) -> float | None:
     """Spearman's correlation; None where there are fewer than three pairs, or no differences to rank."""
     values = [getattr(pair.alignment, measure) for pair in measured], [pair.r1 for pair in measured]
-    if len(measured) < 3 or any(len(set(own)) == 1 for own in values):
+    if len(measured) < 3 or any(len(set(series)) == 1 for series in values):
         return None
     return round(float(spearmanr(*values).statistic), 4)
 

@@ -112,30 +112,32 @@ def truth(clustered: Clustered, count: int, queries: Vectors) -> dict[str, NDArr
     heaps: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
     for first, vectors, metadata in clustered.chunks(0, count):
         scores = queries @ vectors.T
-        for name, wanted in filters.items():
-            passing = np.array([_passes(wanted, row) for row in metadata])
-            own = np.where(passing, scores, -2.0)
-            best = np.argpartition(-own, COUNT, axis=1)[:, :COUNT]
+        for name, conditions in filters.items():
+            passing = np.array([_passes(conditions, row) for row in metadata])
+            passing_scores = np.where(passing, scores, -2.0)
+            best = np.argpartition(-passing_scores, COUNT, axis=1)[:, :COUNT]
             held_scores, so_far = heaps.get(
                 name, (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
             )
-            merged = np.concatenate([held_scores, np.take_along_axis(own, best, 1)], axis=1)
+            merged = np.concatenate([held_scores, np.take_along_axis(passing_scores, best, 1)], axis=1)
             numbers = np.concatenate([so_far, best + first], axis=1)
             order = np.argsort(-merged, axis=1)[:, :COUNT]
             heaps[name] = (np.take_along_axis(merged, order, 1), np.take_along_axis(numbers, order, 1))
     return {name: numbers for name, (_, numbers) in heaps.items()}
 
 
-def _passes(wanted: dict[str, Any], metadata: dict[str, Any]) -> bool:
+def _passes(conditions: dict[str, Any], metadata: dict[str, Any]) -> bool:
     return all(
         metadata[name] < value["$lt"] if isinstance(value, dict) else metadata[name] == value
-        for name, value in wanted.items()
+        for name, value in conditions.items()
     )
 
 
 def recall(results: Sequence[Sequence[int]], right: NDArray[np.int64]) -> float:
     return float(
-        np.mean([len(set(own) & set(best.tolist())) / len(best) for own, best in zip(results, right, strict=True)])
+        np.mean(
+            [len(set(result) & set(best.tolist())) / len(best) for result, best in zip(results, right, strict=True)]
+        )
     )
 
 
@@ -230,19 +232,19 @@ async def against_faiss(
         return time.perf_counter() - started
 
     results: list[list[int]] = []
-    own, by_faiss, in_place = [], [], []
+    by_store, by_faiss, in_place = [], [], []
     for number, query in enumerate(queries):
         # In turns, so that what else the machine does falls on all alike. The store and FAISS on its memory have other
         # queries: the second would find in the cache what the first has read.
         by_faiss.append(bare(query))
         started = time.perf_counter()
         results.append(await ask(query))
-        own.append(time.perf_counter() - started)
+        by_store.append(time.perf_counter() - started)
         in_place.append(bare(queries[(number + len(queries) // 2) % len(queries)], snapshot.index))
-    p50 = float(np.median(own))
+    p50 = float(np.median(by_store))
     return results, {
         "hnsw.p50_ms": round(1e3 * p50, 3),
-        "hnsw.p99_ms": round(1e3 * float(np.quantile(own, 0.99)), 3),
+        "hnsw.p99_ms": round(1e3 * float(np.quantile(by_store, 0.99)), 3),
         "hnsw.bare_p50_ms": round(1e3 * float(np.median(by_faiss)), 3),
         "hnsw.bare_p99_ms": round(1e3 * float(np.quantile(by_faiss, 0.99)), 3),
         "hnsw.over_bare_faiss": round(p50 / float(np.median(by_faiss)), 3),
@@ -277,14 +279,14 @@ def over_bare(bundle: Path, store: Path, count: int) -> dict[str, float]:
     }
 
 
-async def _busy(bare: Callable[[Vectors], Any], own: Callable[[Vectors], Awaitable[Any]], queries: Vectors) -> float:
+async def _busy(bare: Callable[[Vectors], Any], served: Callable[[Vectors], Awaitable[Any]], queries: Vectors) -> float:
     """Seconds for all queries over FAISS's own, with every core at work: a thread for each, twice as many callers."""
     cores = os.cpu_count() or 1
     places = asyncio.Semaphore(2 * cores)
 
     async def asked(query: Vectors) -> None:
         async with places:
-            await own(query)
+            await served(query)
 
     ratios = []
     with ThreadPoolExecutor(cores, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:

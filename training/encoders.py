@@ -124,9 +124,11 @@ class SideBySide(nn.Module):
 def side_by_side(vectors: Sequence[Tensor], concepts: int) -> Tensor:
     """Vectors (B, d + C) of several encoders → (B, Σd + C): features side by side, then the mean of the C scores."""
     width = [vector.shape[1] - concepts for vector in vectors]
-    parts = [vector[:, :own] for vector, own in zip(vectors, width, strict=True)]
+    parts = [vector[:, :features] for vector, features in zip(vectors, width, strict=True)]
     if concepts:
-        parts.append(torch.stack([vector[:, own:] for vector, own in zip(vectors, width, strict=True)]).mean(0))
+        parts.append(
+            torch.stack([vector[:, features:] for vector, features in zip(vectors, width, strict=True)]).mean(0)
+        )
     return torch.cat(parts, -1)
 
 
@@ -189,16 +191,16 @@ class Adapted(nn.Module):
     """An image encoder for pixels (B, 3, H, W) that were prepared for another, brought to its size and statistics."""
 
     def __init__(
-        self, encoder: nn.Module, given: ImagePreprocessing, own: ImagePreprocessing, size: int | None
+        self, encoder: nn.Module, given: ImagePreprocessing, needed: ImagePreprocessing, size: int | None
     ) -> None:
         super().__init__()
         self.encoder, self.resized = encoder, size is not None and (size, size) != (given.height, given.width)
         if size is not None and self.resized:
             self.register_buffer("down", _resize(given.height, size), persistent=False)
             self.register_buffer("across", _resize(given.width, size).T, persistent=False)
-        factor = torch.tensor(given.std) / torch.tensor(own.std)
-        offset = (torch.tensor(given.mean) - torch.tensor(own.mean)) / torch.tensor(own.std)
-        self.changed = given.mean != own.mean or given.std != own.std
+        factor = torch.tensor(given.std) / torch.tensor(needed.std)
+        offset = (torch.tensor(given.mean) - torch.tensor(needed.mean)) / torch.tensor(needed.std)
+        self.changed = given.mean != needed.mean or given.std != needed.std
         self.register_buffer("factor", factor[:, None, None], persistent=False)
         self.register_buffer("offset", offset[:, None, None], persistent=False)
 
@@ -384,8 +386,8 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     )
     if not others or source.scales:
         return whole
-    own = _identity(first, source.model_copy(update={"beside": []}), unit)
-    alone = [(first, own), *((module, identity) for _, module, identity in others)]
+    first_identity = _identity(first, source.model_copy(update={"beside": []}), unit)
+    alone = [(first, first_identity), *((module, identity) for _, module, identity in others)]
     parts = [
         replace(whole, module=module, weights_sha256=identity, width=_width(module, preprocessing))
         for module, identity in alone
@@ -437,9 +439,9 @@ def _beside(
         identity = f"{weights_sha256(wrapper)}:{other.layers}:{source.pooling}"
         if modality == "image":
             given = _changed(source, _image_preprocessing(folder, config))
-            own = _image_preprocessing(place, other_config)
-            wrapper = Adapted(wrapper, given, own, other.size)
-            identity += f":{other.size}:{own.mean}:{own.std}"
+            needed = _image_preprocessing(place, other_config)
+            wrapper = Adapted(wrapper, given, needed, other.size)
+            identity += f":{other.size}:{needed.mean}:{needed.std}"
         encoders.append((name, wrapper.eval().requires_grad_(False), hashlib.sha256(identity.encode()).hexdigest()))
     return encoders
 

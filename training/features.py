@@ -248,15 +248,15 @@ def _encode(
             batches = [good] if good else []
             while batches:
                 batch = batches.pop()
-                own = [place for place, _ in batch]
+                places_of = [place for place, _ in batch]
                 rows = run([one for _, one in batch])
                 if _held(rows, store.largest):
-                    writer.add(keys[own], _own_tokens(rows))
+                    writer.add(keys[places_of], _own_tokens(rows))
                 elif len(batch) > 1:  # one item's NaN reaches the others of its batch
                     batches = [[one] for one in batch]
                 else:
                     reason = f"{encoder.source} gives it features that are no numbers, or beyond ±{store.largest:.5g}"
-                    refuse(own[0], FeatureError(f"{items[own[0]]}: {reason}"))
+                    refuse(places_of[0], FeatureError(f"{items[places_of[0]]}: {reason}"))
             bar.update(len(prepared))
 
 
@@ -272,8 +272,8 @@ def _own_tokens(rows: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
     if "tokens" not in rows:
         return {"pooled": rows["pooled"]}
     counts = (rows["weights"] > 0).sum(1)
-    tokens = [own[:count] for own, count in zip(rows["tokens"], counts, strict=True)]
-    weights = [own[:count] for own, count in zip(rows["weights"], counts, strict=True)]
+    tokens = [row[:count] for row, count in zip(rows["tokens"], counts, strict=True)]
+    weights = [row[:count] for row, count in zip(rows["weights"], counts, strict=True)]
     return {"pooled": rows["pooled"], "tokens": tokens, "weights": weights}
 
 

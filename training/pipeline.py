@@ -241,10 +241,10 @@ def _emergent(name: str, spec: EmergentSpec, data: Data, trained: Trained) -> di
 
 def _classes(recipe: Recipe, frozen: Encoders, trained: Trained, test: Pairs, cache: Path) -> NDArray[np.float32]:
     """A vector per class: of its own prompts where the recipe has some, else of its name in the templates."""
-    own = recipe.pairs[test.name].prompts
-    if unknown := sorted(set(own) - set(test.classes)):
+    prompts_of = recipe.pairs[test.name].prompts
+    if unknown := sorted(set(prompts_of) - set(test.classes)):
         raise PairError(f"pairs.{test.name}.prompts: {unknown[0]} is none of its classes")
-    rows = [(index, prompt) for index, label in enumerate(test.classes) for prompt in own.get(label, [])]
+    rows = [(index, prompt) for index, label in enumerate(test.classes) for prompt in prompts_of.get(label, [])]
 
     def encoded(prompts: Sequence[str]) -> NDArray[np.float32]:
         tokens, what = recipe.projector.needs_tokens, f"{test.name} prompts"

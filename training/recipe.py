@@ -485,13 +485,13 @@ class Recipe(_Model):
     def labels_seen(self, modality: Modality) -> tuple[str, ...]:
         """The label sets that the encoder or the projector of a modality is trained with: what informs its results."""
         encoder = self.encoders[modality]
-        own = encoder.labels or ("its encoder's classes" if encoder.concepts else None)
+        encoder_labels = encoder.labels or ("its encoder's classes" if encoder.concepts else None)
         pairs = [
             name
             for name, source in self.pairs.items()
             if source.modality == modality and source.text is None and source.supervision == "pairs"
         ]
-        return tuple([own, *pairs] if own else pairs)
+        return tuple([encoder_labels, *pairs] if encoder_labels else pairs)
 
     def only(self, modalities: Collection[str]) -> Self:
         """The recipe of some of its modalities: their encoders, pairs and templates, and nothing that needs others."""

@@ -232,9 +232,9 @@ def tasks(known: Media, vectors: Vectors) -> Iterator[tuple[str, Gallery, list[A
         heard = ~np.isin(known.sounds, out)
         both: list[Asked] = []
         for word in CONCEPTS:
-            own = np.isin(known.sounds, BOTH.get(word, "").split())
-            both += [Asked(word, [every, heard], [shown[word], own & heard])] if word in seen else []
-            both.append(Asked(word, [~named[word], heard & ~own]))
+            owners = np.isin(known.sounds, BOTH.get(word, "").split())
+            both += [Asked(word, [every, heard], [shown[word], owners & heard])] if word in seen else []
+            both.append(Asked(word, [~named[word], heard & ~owners]))
         for asked in _of_classes(known.sounds, out):
             words = [word for word, names in BOTH.items() if asked.word in map(plain, names.split())]
             if asked.right is None:

@@ -45,12 +45,12 @@ class Planted:
     place: int
 
 
-def by_class(index: Path, wanted: Mapping[str, str]) -> dict[str, list[str]]:
+def by_class(index: Path, values: Mapping[str, str]) -> dict[str, list[str]]:
     """The files of an index by class, of rows that have these values."""
     files: dict[str, list[str]] = {}
     with index.open(encoding="utf-8") as rows:
         for row in csv.DictReader(rows):
-            if row["class"] not in _LEFT_OUT and all(row[key] == value for key, value in wanted.items()):
+            if row["class"] not in _LEFT_OUT and all(row[key] == value for key, value in values.items()):
                 files.setdefault(row["class"].replace("_", " ").lower(), []).append(row["file"])
     return files
 

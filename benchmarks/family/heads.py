@@ -100,10 +100,10 @@ def _reduced(features: Any, mean: Floats, basis: Floats) -> tuple[Tensor, Tensor
         values = ((np.asarray(features.tokens[rows], np.float32) - mean) @ basis) * weights[..., None]
         size = min(values.shape[1], 49 if values.shape[1] == 49 else _LONGEST)
         whole = np.zeros((len(rows), 49 if values.shape[1] == 49 else _LONGEST, basis.shape[1]), np.float16)
-        own = np.zeros(whole.shape[:2], bool)
-        whole[:, :size], own[:, :size] = values[:, :size], weights[:, :size]
+        present = np.zeros(whole.shape[:2], bool)
+        whole[:, :size], present[:, :size] = values[:, :size], weights[:, :size]
         parts.append(torch.from_numpy(whole))
-        owns.append(torch.from_numpy(own))
+        owns.append(torch.from_numpy(present))
     return torch.cat(parts), torch.cat(owns)
 
 
@@ -389,12 +389,12 @@ class Filip(Pair):
         return normalize(self.word(part.words[rows].float()), dim=-1) * part.own[rows][..., None]
 
     def loss(self, part: Local, media: Tensor, texts: Tensor) -> Tensor:
-        cells, words, own = self.cells(part, media), self.words(part, texts), part.own[texts]
-        longest = int(own.sum(1).max())
-        words, own = words[:, :longest], own[:, :longest]
+        cells, words, present = self.cells(part, media), self.words(part, texts), part.own[texts]
+        longest = int(present.sum(1).max())
+        words, present = words[:, :longest], present[:, :longest]
         similar = torch.einsum("ind,jld->ijnl", cells, words)
-        to_text = similar.masked_fill(~own[None, :, None], -1.0).amax(3).mean(2)
-        to_image = (similar.amax(2) * own[None]).sum(2) / own.sum(1)[None]
+        to_text = similar.masked_fill(~present[None, :, None], -1.0).amax(3).mean(2)
+        to_image = (similar.amax(2) * present[None]).sum(2) / present.sum(1)[None]
         scale = self.token_scale.clamp(0.7, 4.6).exp()
         target = torch.arange(len(media))
         fine = (cross_entropy(scale * to_text, target) + cross_entropy(scale * to_image.T, target)) / 2
@@ -408,10 +408,10 @@ def _pools(
     images, texts = pair.vectors(part)
     with torch.inference_mode():
         cells = [cell_rows.numpy() for cell_rows in pair.cells(part, torch.arange(len(images)))]
-        own = part.own.numpy()
+        present = part.own.numpy()
         words = [
             word_rows[mine].numpy()
-            for word_rows, mine in zip(pair.words(part, torch.arange(len(texts))), own, strict=True)
+            for word_rows, mine in zip(pair.words(part, torch.arange(len(texts))), present, strict=True)
         ]
     true = np.zeros((len(images), len(texts)), bool)
     true[part.links[:, 0], part.links[:, 1]] = True

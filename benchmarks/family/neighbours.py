@@ -46,9 +46,9 @@ def _numbers(texts: list[str], known: dict[str, int]) -> Tensor:
 
 def _losses(logits: Tensor, words: Tensor) -> Tensor:
     """Mean loss of each text's words and its end, in nats a word (B,)."""
-    own = (words > 0) | (torch.cumsum((words == 0).long(), 1) == 1)
+    present = (words > 0) | (torch.cumsum((words == 0).long(), 1) == 1)
     nats = cross_entropy(logits.flatten(0, 1), words.flatten(), reduction="none").view_as(words)
-    return (nats * own).sum(1) / own.sum(1)
+    return (nats * present).sum(1) / present.sum(1)
 
 
 def _descend(model: nn.Module, loss: Any, steps: int, rate: float) -> None:
@@ -89,9 +89,9 @@ def captioning(lab: Lab) -> Outcome:
                 prefix(images.roll(1, 0)[links[:, 0]]),
             )
             losses.append([_losses(language(start, words), words).numpy() for start in starts])
-    alone, own, other = np.mean(losses, axis=0)
+    alone, with_picture, other = np.mean(losses, axis=0)
     owner = sets["test"][1][:, 0].numpy()
-    value, bounds = gain(100 * alone, 100 * own, owner)
+    value, bounds = gain(100 * alone, 100 * with_picture, owner)
     control = gain(100 * alone, 100 * other, owner)
     told = f"{shown('its picture saves', value, bounds, 'centinats a word')} of {100 * alone.mean():.0f}; "
     told += shown("another's", *control, "centinats a word")

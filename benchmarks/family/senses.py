@@ -173,7 +173,7 @@ def gated(sharpness: float, second: bool, classes: Floats, *parts: Floats) -> tu
     weights = np.exp(sharpness * np.stack(margins))
     weights /= weights.sum(0)
     pairs = zip(zip(*parts, strict=True), weights.T, strict=True)
-    return np.stack([weighted_sum(list(pair), list(own)) for pair, own in pairs]), weights
+    return np.stack([weighted_sum(list(pair), list(weights_of)) for pair, weights_of in pairs]), weights
 
 
 @row(4, "SSMA segmentation", "a gate by confidence leaves the input that has noise, and beats the plain mean")
@@ -285,9 +285,9 @@ def documents(lab: Lab) -> Outcome:
     measured: dict[tuple[str, float], dict[str, NDArray[np.floating]]] = {}
     for split in ("validation", "test"):
         images, texts, links = captioned(lab, split)
-        own = [links[links[:, 0] == place, 1] for place in range(498)]
+        texts_of = [links[links[:, 0] == place, 1] for place in range(498)]
         photos = np.arange(498).reshape(-1, 3)
-        first, last = (texts[[caption[end] for caption in own]] for end in (0, -1))
+        first, last = (texts[[caption[end] for caption in texts_of]] for end in (0, -1))
         asked = {"captions": last, "parts of pictures": cropped(lab, split)[:498, 0]}
         for weight in (0.0, 0.25, 0.5, 1.0):
             parts = [w * side[photos[:, place]] for place in range(3) for w, side in ((weight, images), (1.0, first))]
@@ -316,19 +316,19 @@ def arithmetic(lab: Lab) -> Outcome:
         table = [photograph for photograph in csv.DictReader(file) if photograph["split"] == "test"]
     images = lab.vectors("image", [folder / photograph["file"] for photograph in table], "corel5k")
     tags = [set(photograph["tags"].replace(", ", ",").split(",")) for photograph in table]
-    common = [tag for tag in sorted(set().union(*tags)) if 8 <= sum(tag in own for own in tags) <= 150]
+    common = [tag for tag in sorted(set().union(*tags)) if 8 <= sum(tag in tag_set for tag_set in tags) <= 150]
     words = dict(zip(common, lab.vectors("text", common, "tags"), strict=True))
     measured: dict[float, list[float]] = {share: [] for share in (0.0, 0.3, 0.5, 0.7, 1.0)}
     owner = []
-    for place, own in enumerate(tags):
-        for about, added in product(own & set(common), set(common) - own):
-            wanted = np.array([about in tag_set and added in tag_set for tag_set in tags])
-            if wanted.sum() >= 3:
+    for place, shown_tags in enumerate(tags):
+        for about, added in product(shown_tags & set(common), set(common) - shown_tags):
+            relevant = np.array([about in tag_set and added in tag_set for tag_set in tags])
+            if relevant.sum() >= 3:
                 owner.append(place)
                 for share, values in measured.items():
                     similar = images @ ((1 - share) * images[place] + share * words[added])
                     similar[place] = -np.inf
-                    values.append(100.0 * float(wanted[np.argsort(-similar)[:10]].mean()))
+                    values.append(100.0 * float(relevant[np.argsort(-similar)[:10]].mean()))
     queries = np.array(owner)
     half = queries % 2 == 0
     hits = {share: np.array(values) for share, values in measured.items()}
@@ -379,10 +379,10 @@ def _turns(lab: Lab, split: Any, even: bool) -> _Turns:
     """Films of Caltech101's classes of even or of odd number."""
     vectors, labels, names = labelled(lab, "caltech101", split)
     classes, rng = lab.pairs["caltech101"]["test"].classes, np.random.default_rng(int(even))
-    own = [label for label in range(len(classes)) if (label % 2 == 0) == even and (labels == label).sum() >= 2]
+    chosen = [label for label in range(len(classes)) if (label % 2 == 0) == even and (labels == label).sum() >= 2]
     frames, things, sentences, group = [], [], [], []
     for number in range(600 if even else 300):
-        first, second = rng.choice(own, 2, replace=False)
+        first, second = rng.choice(chosen, 2, replace=False)
         places = [rng.choice(np.flatnonzero(labels == label), 2, replace=False) for label in (first, second)]
         frames.append(vectors[np.concatenate(places)])
         things.append(names[[first, second]])

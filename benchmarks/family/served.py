@@ -62,10 +62,10 @@ def bias(lab: Lab) -> Outcome:
     gallery, kinds = np.concatenate([chosen, images[:300], sounds[:300]]), np.repeat([0, 1, 2], 300)
     similar = chosen @ gallery.T
     np.fill_diagonal(similar, -np.inf)
-    own = (kinds[np.argsort(-similar, axis=1)[:, :10]] == 0).mean(1) * 100
-    told = f"ten nearest of each kind: {shares}; texts among a text's: {own.mean():.1f} %; "
+    same_kind = (kinds[np.argsort(-similar, axis=1)[:, :10]] == 0).mean(1) * 100
+    told = f"ten nearest of each kind: {shares}; texts among a text's: {same_kind.mean():.1f} %; "
     told += f"sounds that are moved to the texts' mean are {planted:.1f} % of a text's"
-    return Outcome(told, interval(own), holds(planted > report["top10.text.audio"] + 1))
+    return Outcome(told, interval(same_kind), holds(planted > report["top10.text.audio"] + 1))
 
 
 @row(32, "ALPRO", "/classify over a grid of crops: a planted object tops its own cell")
@@ -114,16 +114,14 @@ def abstains(lab: Lab) -> Outcome:
 @row(70, "LAION-5B", "curation by similarity drops planted mismatches")
 def mismatched(lab: Lab) -> Outcome:
     images, texts, links = captioned(lab)
-    own = (images[links[:, 0]] * texts[links[:, 1]]).sum(1)
+    paired = (images[links[:, 0]] * texts[links[:, 1]]).sum(1)
     other = (np.roll(images, 1, 0)[links[:, 0]] * texts[links[:, 1]]).sum(1)
-    limit = np.quantile(np.concatenate([own, other]), 0.5)
-    kept = (own > limit).mean() * 100
-    bounds = interval((own > other) * 100.0, links[:, 0])
+    limit = np.quantile(np.concatenate([paired, other]), 0.5)
+    kept = (paired > limit).mean() * 100
+    bounds = interval((paired > other) * 100.0, links[:, 0])
     passed, total = pytest_passes("tests/training/curate/test_rows.py::test_conditions_on_metadata")
-    told = (
-        f"the true pair scores higher {((own > other) * 100).mean():.1f} %; of the better half {kept:.1f} % are true "
-    )
-    told += f"pairs; filters of metadata: {passed} of {total} tests pass"
+    told = f"the true pair scores higher {((paired > other) * 100).mean():.1f} %; of the better half {kept:.1f} % "
+    told += f"are true pairs; filters of metadata: {passed} of {total} tests pass"
     return Outcome(told, bounds, holds(bounds[0] > 90 and kept > 90 and passed == total))
 
 
@@ -134,8 +132,8 @@ def taught(lab: Lab) -> Outcome:
     rng, gains, plain = np.random.default_rng(0), [], []
     for base in halves(len(classes)):
         new = np.setdiff1d(np.arange(len(classes)), base)
-        own, whose = drawn(rng, train, owners, base, 4)
-        moved = shifted(classes, shifts(own, whose, len(classes)))
+        shots, whose = drawn(rng, train, owners, base, 4)
+        moved = shifted(classes, shifts(shots, whose, len(classes)))
         both = []
         for choice in (classes, moved):
             tops = [
@@ -218,8 +216,8 @@ def from_texts(lab: Lab) -> Outcome:
         told.append(f"{shown(name, value, bounds)} on {tops[-1.0, 0.0, f'{name}.test'].mean():.1f}")
         all_bounds.append(bounds)
         vectors, labels, classes = labelled(lab, name)
-        own, whose = drawn(np.random.default_rng(0), *labelled(lab, name, "train")[:2], np.arange(len(classes)), 4)
-        taught = shifted(classes, shifts(own, whose, len(classes)))
+        shots, whose = drawn(np.random.default_rng(0), *labelled(lab, name, "train")[:2], np.arange(len(classes)), 4)
+        taught = shifted(classes, shifts(shots, whose, len(classes)))
         known = (label_ranks(vectors @ taught.T, labels) < 1) * 100.0  # four real examples of each class: a known gain
         controls.append(gain(known, tops[-1.0, 0.0, f"{name}.test"])[1])
     return Outcome("; ".join(told), min(all_bounds), tried(min(all_bounds), max(controls)))
@@ -292,10 +290,10 @@ def analogies(lab: Lab) -> Outcome:
     colours = ("white", "black", "blue", "red", "green", "yellow", "grey", "brown", "pink", "beige")
     owns = []
     for photograph in table:
-        own = [colour for colour in colours if f" {colour}" in f" {photograph['caption'].lower()}"]
-        owns.append((photograph["label"], own[0]) if len(own) == 1 else None)
+        colours_of = [colour for colour in colours if f" {colour}" in f" {photograph['caption'].lower()}"]
+        owns.append((photograph["label"], colours_of[0]) if len(colours_of) == 1 else None)
     words = dict(zip(colours, lab.vectors("text", list(colours), "colours"), strict=True))
-    places = {key: [p for p, own in enumerate(owns) if own == key] for key in set(owns) if key is not None}
+    places = {key: [p for p, owner in enumerate(owns) if owner == key] for key in set(owns) if key is not None}
     hits: dict[float, list[float]] = {0.0: [], 0.5: [], 1.0: []}
     split: list[int] = []
     for (kind, colour), at in sorted(places.items()):
@@ -332,15 +330,15 @@ def across(lab: Lab) -> Outcome:
     shows |= {"helicopter": "helicopter", "car horn": "car seen from the side", "airplane": "airplane"}
     names = [seen.classes.index(name) for name in shows.values()]
     keep = np.isin(labels, names)
-    sounds, own, _ = labelled(lab, "esc50")
+    sounds, sound_labels, _ = labelled(lab, "esc50")
     assert heard.labels is not None
     among = [heard.classes.index(name) for name in shows]
-    rows = np.isin(own, among)
+    rows = np.isin(sound_labels, among)
     means = lab.starter.manifest.means
     between = np.array(means["image"]) - np.array(means["audio"])
     model = LogisticRegression(max_iter=2000, C=10).fit(pictures[keep], labels[keep])
     told = model.predict(sounds[rows] + between)
-    right = (told == np.array(names)[[among.index(label) for label in own[rows]]]) * 100.0
+    right = (told == np.array(names)[[among.index(label) for label in sound_labels[rows]]]) * 100.0
     bounds = interval(right)
     return Outcome(
         f"{right.mean():.1f} % of {rows.sum()} sounds, chance {100 / len(names):.1f}",

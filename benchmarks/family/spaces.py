@@ -390,13 +390,13 @@ def translated(lab: Lab) -> Outcome:
     through = procrustes(project(first.heads["text"], anchors), project(second.heads["text"], anchors))
     test = lab.captions["test"]
     texts = project(second.heads["text"], test.texts)
-    moved, own = (
+    moved, home = (
         both_ways(recall(vectors, texts, test.pairs.links)).right
         for vectors in (through(project(first.heads["image"], test.media)), project(second.heads["image"], test.media))
     )
     bounds = interval(moved)
     return Outcome(
-        f"R@1 {moved.mean():.2f} translated, {own.mean():.2f} at home", bounds, holds(bounds[0] > own.mean() / 2)
+        f"R@1 {moved.mean():.2f} translated, {home.mean():.2f} at home", bounds, holds(bounds[0] > home.mean() / 2)
     )
 
 
@@ -590,7 +590,7 @@ def _told_apart(lab: Lab, trained: Trained, part: Prepared) -> NDArray[np.floati
 def student(lab: Lab) -> Outcome:
     """The starter's student of sounds, on ESC-50's test fold, which it never heard."""
     data = f"data.root={lab.data.resolve()}"
-    own = load_encoder(load_recipe(Path("training/recipes/starter.yaml"), [data]), "audio")
+    student_encoder = load_encoder(load_recipe(Path("training/recipes/starter.yaml"), [data]), "audio")
     teacher = load_encoder(load_recipe(Path("training/recipes/best.yaml"), [data]), "audio")
     part = {split: lab.pairs["esc50"][split] for split in ("train", "test")}
     features = {
@@ -598,16 +598,16 @@ def student(lab: Lab) -> Outcome:
             split: np.asarray(cached_features(graph, one.media, lab.cache, what=name).pooled)
             for split, one in part.items()
         }
-        for name, graph in (("student", own), ("teacher", teacher))
+        for name, graph in (("student", student_encoder), ("teacher", teacher))
     }
-    width = own.width - len(own.concepts)
+    width = student_encoder.width - len(student_encoder.concepts)
     centre = features["teacher"]["train"][:, :width].mean(0)
     near = (
         l2_normalise(features["student"]["test"][:, :width] - centre)
         * l2_normalise(features["teacher"]["test"][:, :width] - centre)
     ).sum(1)
     bounds, times = interval(near), {}
-    for name, graph in (("student", own), ("teacher", teacher)):
+    for name, graph in (("student", student_encoder), ("teacher", teacher)):
         prepare, run = preparer(graph), runner(graph, tokens=False)
         ready = [prepare(path) for path in part["test"].media[:20]]
         run(ready[:1])

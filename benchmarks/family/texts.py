@@ -107,9 +107,9 @@ def docstrings(lab: Lab) -> Outcome:
 def renamed(source: str) -> str:
     """Writes the same function with other names for its arguments, its variables and itself."""
     tree = ast.parse(source)
-    own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    other = {name: f"v{place}" for place, name in enumerate(sorted(own - {"self", "cls"}))}
+    parameters = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    parameters |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    other = {name: f"v{place}" for place, name in enumerate(sorted(parameters - {"self", "cls"}))}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             node.id = other.get(node.id, node.id)
@@ -310,7 +310,7 @@ def _digits(lab: Lab) -> tuple[list[Path], list[str], list[str]]:
 def _labelled(
     lab: Lab, media: Floats, labels: Sequence[str], rows: NDArray[np.int64], held_out: NDArray[np.int64]
 ) -> dict[Any, Prepared]:
-    """Sounds with one text each, as pairs to train on; `held` is for validation."""
+    """Sounds with one text each, as pairs to train on; `held_out` is for validation."""
     texts = sorted(set(labels))
     encoded = Features(np.asarray(lab.encoded("text", texts, "speech").pooled))
     result = {}
@@ -369,8 +369,8 @@ def domains(lab: Lab) -> Outcome:
             similar = unit @ unit.T
             np.fill_diagonal(similar, -np.inf)
             near = np.argsort(-similar, axis=1)[:, :5]
-            own = np.array(labels)
-            ranked[domain, name] = float((own[near] == own[:, None]).mean() * 100)
+            language_of = np.array(labels)
+            ranked[domain, name] = float((language_of[near] == language_of[:, None]).mean() * 100)
             order = np.random.default_rng(0).permutation(len(paths))
             half = len(paths) // 2
             trained[domain, name] = np.mean(

@@ -77,8 +77,8 @@ def make_variants(
 
     `folder` holds the towers' graphs; those that are taken are written beside them. Raises QuantiseError.
     """
-    wanted: list[Precision] = [precision for precision in recipe.export.precisions if precision != "fp32"]
-    if not wanted:
+    precisions: list[Precision] = [precision for precision in recipe.export.precisions if precision != "fp32"]
+    if not precisions:
         return dict(towers), {}
     read = {name: read_pairs(recipe, name) for name in recipe.pairs}
     sets = [test_set for splits in read.values() if len((test_set := _test_set(recipe, splits)).media)]
@@ -89,14 +89,14 @@ def make_variants(
         graphs[modality] = {tower.precision: folder / tower.file}
         if tower.precision != "fp32":
             continue  # trained on a quantised encoder: there is nothing smaller to make of it
-        for precision in wanted:
+        for precision in precisions:
             target = folder / f"{modality}.{precision}.onnx"
             _write(recipe, encoders[modality], read, precision, folder / tower.file, target)
             graphs[modality][precision] = target
     vectors = {
         modality: _embedded(encoders[modality], paths, _items(sets, modality)) for modality, paths in graphs.items()
     }
-    own = {modality: vectors[modality][towers[modality].precision] for modality in towers}
+    before = {modality: vectors[modality][towers[modality].precision] for modality in towers}
     figures: dict[str, Any] = {}
     taken: dict[Modality, Tower] = {}
     print(f"{'variant':14}{'cosine':>10}{'lowest':>10}{'R@1 loss':>10}{'top-10':>10}{'MB':>8}", file=sys.stderr)
@@ -105,14 +105,14 @@ def make_variants(
         for precision, path in graphs[modality].items():
             if precision == tower.precision:
                 continue
-            measured = _measure(sets, own, modality, vectors[modality][precision])
+            measured = _measure(sets, before, modality, vectors[modality][precision])
             _judge(precision, modality, measured, measured.passes, path, variants, figures)
         taken[modality] = tower.model_copy(update={"variants": variants})
     for device, smaller in _DEVICES.items():
-        together = {m: vectors[m][smaller] if smaller in t.variants else own[m] for m, t in taken.items()}
-        if all(together[m] is own[m] for m in together):
+        together = {m: vectors[m][smaller] if smaller in t.variants else before[m] for m, t in taken.items()}
+        if all(together[m] is before[m] for m in together):
             continue
-        loss = _loss(sets, own, together)
+        loss = _loss(sets, before, together)
         figures[f"{smaller}.r1_loss"] = round(loss, 5)
         stays = "" if loss <= R1_LOSS else ": not the default"
         print(f"{smaller}: all towers together lose {loss:.2f} points of R@1{stays}", file=sys.stderr)
@@ -130,19 +130,21 @@ def calibrating_and_judging(texts: Sequence[str]) -> tuple[list[str], list[str]]
     return [texts[place] for place in order[:cut]], [texts[place] for place in order[cut:]]
 
 
-def measured_by_neighbours(own: Floats, variant: Floats) -> Measured:
+def measured_by_neighbours(before: Floats, variant: Floats) -> Measured:
     """Vectors (N, d) of texts by a tower and by its variant, without pairs.
 
     R@1 is how often the nearest of the tower's vectors is of the same text, which is easy; the overlap is of the ten
     other texts that are nearest.
     """
-    similarity = variant @ own.T
-    same = np.where(np.eye(len(own), dtype=bool), np.inf, 0)
-    tops = [np.argsort(same - table, axis=1)[:, : min(10, len(own) - 1)] for table in (own @ own.T, similarity)]
+    similarity = variant @ before.T
+    same = np.where(np.eye(len(before), dtype=bool), np.inf, 0)
+    tops = [
+        np.argsort(same - table, axis=1)[:, : min(10, len(before) - 1)] for table in (before @ before.T, similarity)
+    ]
     return Measured(
         cosine=float(similarity.diagonal().mean()),
         cosine_lowest=float(similarity.diagonal().min()),
-        r1_loss=float(100 * (similarity.argmax(1) != np.arange(len(own))).mean()),
+        r1_loss=float(100 * (similarity.argmax(1) != np.arange(len(before))).mean()),
         top10_overlap=float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(*tops, strict=True)])),
     )
 
@@ -166,11 +168,11 @@ def text_variants(
             calibration = batches(folder / tower.file, encoder.preprocessing, sample)
             static(folder / tower.file, graphs[precision], calibration)
     vectors = {p: np.stack([rows[text] for text in texts]) for p, rows in _embedded(encoder, graphs, texts).items()}
-    own = vectors[tower.precision]
+    before = vectors[tower.precision]
     variants: dict[Precision, Variant] = {}
     figures: dict[str, Any] = {}
     for precision in precisions:
-        measured = measured_by_neighbours(own, vectors[precision])
+        measured = measured_by_neighbours(before, vectors[precision])
         passes = measured.passes and measured.top10_overlap >= OVERLAP
         _judge(precision, "text", measured, passes, graphs[precision], variants, figures)
     defaults = {device: smaller for device, smaller in _DEVICES.items() if smaller in variants}
@@ -247,28 +249,28 @@ def _embedded(
 
 def _measure(
     sets: Sequence[_Set],
-    own: Mapping[Modality, Mapping[Item, Floats]],
+    before: Mapping[Modality, Mapping[Item, Floats]],
     modality: Modality,
     variant: Mapping[Item, Floats],
 ) -> Measured:
-    cosines = [float(own[modality][item] @ vector) for item, vector in variant.items()]
-    sides = {**own, modality: variant}
+    cosines = [float(before[modality][item] @ vector) for item, vector in variant.items()]
+    sides = {**before, modality: variant}
     touched = [test_set for test_set in sets if modality in ("text", test_set.pairs.modality)]
-    overlaps = [_overlap(test_set, own, sides) for test_set in touched]
+    overlaps = [_overlap(test_set, before, sides) for test_set in touched]
     return Measured(
         cosine=float(np.mean(cosines)) if cosines else float("nan"),
         cosine_lowest=min(cosines, default=float("nan")),
-        r1_loss=_loss(touched, own, sides),
+        r1_loss=_loss(touched, before, sides),
         top10_overlap=float(np.mean(overlaps)) if overlaps else float("nan"),
     )
 
 
 def _loss(
     sets: Sequence[_Set],
-    own: Mapping[Modality, Mapping[Item, Floats]],
+    before: Mapping[Modality, Mapping[Item, Floats]],
     other: Mapping[Modality, Mapping[Item, Floats]],
 ) -> float:
-    losses = [_score(test_set, own) - _score(test_set, other) for test_set in sets]
+    losses = [_score(test_set, before) - _score(test_set, other) for test_set in sets]
     return float(np.mean(losses)) if losses else float("nan")
 
 
@@ -282,12 +284,12 @@ def _score(test_set: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) ->
 
 def _overlap(
     test_set: _Set,
-    own: Mapping[Modality, Mapping[Item, Floats]],
+    before: Mapping[Modality, Mapping[Item, Floats]],
     other: Mapping[Modality, Mapping[Item, Floats]],
 ) -> float:
     """How much of the ten media that each text finds is the same."""
     tops = []
-    for vectors in (own, other):
+    for vectors in (before, other):
         media, texts = _sides(test_set, vectors)
         count = min(10, len(media))
         tops.append(np.argpartition(-(texts @ media.T), count - 1, axis=1)[:, :count])

@@ -131,8 +131,8 @@ def smoothed(model: ModelProto, calibration: Sequence[Batch]) -> ModelProto:
     scales = {}
     for name, largest in _largest(model, list(readers), calibration).items():
         tables = [numpy_helper.to_array(weights[node.input[1]]) for node in readers[name]]
-        own = np.maximum(np.max([np.abs(table).max(axis=1) for table in tables], axis=0), _TINY)
-        scales[name] = (np.maximum(largest, _TINY) ** _SMOOTHING / own ** (1 - _SMOOTHING)).astype(np.float32)
+        of_weights = np.maximum(np.max([np.abs(table).max(axis=1) for table in tables], axis=0), _TINY)
+        scales[name] = (np.maximum(largest, _TINY) ** _SMOOTHING / of_weights ** (1 - _SMOOTHING)).astype(np.float32)
     result = ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:]

@@ -77,8 +77,8 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     doubtful = votes.doubtful()
     _write(out, pairs, votes, recipe.path(recipe.pairs[options.pairs].folder))
     for row in doubtful[:10]:
-        own, other = pairs.classes[pairs.labels[row]], pairs.classes[votes.other[row]]
-        print(f"{votes.share[row]:5.0%} {other:24} not {own:24} {pairs.media[row].name}", file=sys.stderr)
+        label, other = pairs.classes[pairs.labels[row]], pairs.classes[votes.other[row]]
+        print(f"{votes.share[row]:5.0%} {other:24} not {label:24} {pairs.media[row].name}", file=sys.stderr)
     return {"items": len(pairs.media), "suspects": len(doubtful), "table": str(out)}
 
 
@@ -96,10 +96,10 @@ def verdict(features: Floats, labels: Rows, neighbours: int) -> Verdict:
     likeness = np.maximum(np.einsum("nd,nkd->nk", directions, directions[near]), 1e-6)
     votes = np.zeros((len(features), int(labels.max()) + 1), np.float32)
     np.add.at(votes, (everything[:, None], labels[near]), likeness / likeness.sum(1, keepdims=True))
-    own = votes[everything, labels].copy()
+    own_share = votes[everything, labels].copy()
     votes[everything, labels] = 0.0
     other, share = votes.argmax(1), votes.max(1)
-    return Verdict(own, np.where(share > 0, other, -1), share)
+    return Verdict(own_share, np.where(share > 0, other, -1), share)
 
 
 def _write(out: Path, pairs: Pairs, votes: Verdict, folder: Path) -> None:

@@ -98,12 +98,12 @@ class Candidates:
 
     def merge(self, other: "Candidates") -> None:
         """Take in the candidates of another part of the pool."""
-        for own, theirs in [
+        for ours, theirs in [
             *zip(self.concepts, other.concepts, strict=True),
             *((self.sources[source], heap) for source, heap in other.sources.items()),
         ]:
             for entry in theirs.ranked():
-                own.add(*entry)
+                ours.add(*entry)
         self.matching = [a + b for a, b in zip(self.matching, other.matching, strict=True)]
         self.rows.update(other.rows)
         self.dropped.update(other.dropped)

@@ -126,13 +126,13 @@ def _shard_media(row: Taken) -> str:
 
 
 def _extract(curation: Curation, name: str, path: Path, inside: Mapping[str, str], folder: Path) -> None:
-    wanted = {media for media in inside if media.startswith(f"{path.name}/") and not (folder / inside[media]).is_file()}
-    if not wanted:
+    chosen = {media for media in inside if media.startswith(f"{path.name}/") and not (folder / inside[media]).is_file()}
+    if not chosen:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("rb") as stream, closing(read_rows(stream, path, name, curation.spec.pool[name])) as rows:
         for row in rows:
-            if row.media in wanted and row.content is not None:
+            if row.media in chosen and row.content is not None:
                 target = folder / inside[row.media]
                 with whole(target) as partial:
                     partial.write_bytes(row.content)

@@ -91,10 +91,10 @@ class Texts:
         """The numbers of texts whose shingles overlap by the threshold or more."""
         if self._near is None or self.threshold is None:
             return
-        own = shingles(text)
-        for number in sorted(self._near.query(_minhash(own))):
+        parts = shingles(text)
+        for number in sorted(self._near.query(_minhash(parts))):
             other = shingles(self._texts[number])
-            if len(own & other) >= self.threshold * len(own | other):
+            if len(parts & other) >= self.threshold * len(parts | other):
                 yield number
 
 

@@ -143,10 +143,10 @@ def measure(student: Student, views: Views, recipe: DistillRecipe) -> dict[str, 
     parts = [views.inputs[start : start + 256] for start in range(0, len(views.inputs), 256)]
     standardised = torch.cat([student.standardised(student_inputs(part)) for part in parts])
     target = torch.from_numpy(views.features.astype(np.float32))
-    wanted = (target - student.mean) / student.deviation
+    taught = (target - student.mean) / student.deviation
     cosine = nn.functional.cosine_similarity(standardised * student.deviation + student.mean, target).mean()
-    centred = nn.functional.cosine_similarity(standardised, wanted).mean()
-    unexplained = (standardised - wanted).square().sum() / (wanted - wanted.mean(dim=0)).square().sum()
+    centred = nn.functional.cosine_similarity(standardised, taught).mean()
+    unexplained = (standardised - taught).square().sum() / (taught - taught.mean(dim=0)).square().sum()
     loss = distillation_loss(student, standardised, target, recipe.train.cosine_weight)
     figures = {"loss": loss, "cosine": cosine, "cosine_centred": centred, "r2": 1 - unexplained}
     return {name: round(float(value), 4) for name, value in figures.items()}

@@ -84,15 +84,17 @@ def _estimate(
             items[part.modality] += part.media
             items["text"] += part.texts
     encoding, online, size, counts = 0.0, 0.0, 0, dict[Modality, int]()
-    for modality, own in items.items():
-        if not own:
+    for modality, several_items in items.items():
+        if not several_items:
             continue
         try:
-            seconds, item_bytes, counts[modality] = timed(loaded[modality], own, recipe.projector.needs_tokens)
+            seconds, item_bytes, counts[modality] = timed(
+                loaded[modality], several_items, recipe.projector.needs_tokens
+            )
         except TrainingError as error:
             yield Check(f"encoders.{modality}", "missing", str(error))
             return
-        views, several = recipe.encoders[modality].views, len(own)
+        views, several = recipe.encoders[modality].views, len(several_items)
         if views == "online":
             online += seconds * learned[modality] * epochs(recipe, learned[modality])
             pooled = loaded[modality].width * np.dtype(stored_as(loaded[modality])).itemsize
@@ -100,7 +102,9 @@ def _estimate(
         else:
             several += learned[modality] * views
         encoding, size = encoding + seconds * several, size + item_bytes * several
-        yield Check(f"encoding {modality}", "ok", f"{len(own):,} items, {1 / seconds:,.0f} per second, measured")
+        yield Check(
+            f"encoding {modality}", "ok", f"{len(several_items):,} items, {1 / seconds:,.0f} per second, measured"
+        )
     pairs = sum(len(part.links) for splits in pairs_of.values() for part in splits.values())
     memory = _LIBRARIES + _PAIR * pairs + sum(weight(encoder) for encoder in loaded.values())
     memory += training_memory(recipe, loaded, counts)
@@ -110,6 +114,6 @@ def _estimate(
     whole = time_class(encoding + training)
     parts = f"encoding {time_class(encoding)} where nothing is cached, training {time_class(training)}"
     yield Check("time", "ok", f"{whole} at most: {parts}")
-    figures |= {f"items.{modality}": len(own) for modality, own in items.items()}
+    figures |= {f"items.{modality}": len(several_items) for modality, several_items in items.items()}
     figures |= {"cache_bytes": size, "memory_bytes": memory, "time": whole}
     figures |= {"encoding_seconds": round(encoding, 1), "training_seconds": round(training, 1)}

@@ -26,7 +26,7 @@ class Check:
 
 
 def check_source(recipe: Recipe, name: str, pairs: dict[str, Mapping[Split, Pairs]]) -> Iterator[Check]:
-    """The checks of one source; its pairs go into `found` where they can be read."""
+    """The checks of one source; its pairs go into `pairs` where they can be read."""
     source, what = recipe.pairs[name], f"pairs.{name}"
     folder = recipe.path(source.folder)
     lists = [recipe.path(path) for path in source.split_files.values()]
@@ -45,13 +45,13 @@ def check_source(recipe: Recipe, name: str, pairs: dict[str, Mapping[Split, Pair
         yield Check(what, "missing", f"no rows in {table[0] if table else folder}")
         return
     if table:
-        wanted = [c for c in (source.media, *source.text_columns, source.label, source.split_column) if c is not None]
-        lacking = [column for column in wanted if column not in rows[0]]
+        columns = [c for c in (source.media, *source.text_columns, source.label, source.split_column) if c is not None]
+        lacking = [column for column in columns if column not in rows[0]]
         if lacking:
             yield Check(what, "missing", f"{table[0]} has no column {', '.join(lacking)}; it has {', '.join(rows[0])}")
             return
         called = Path(table[0]).name if len(table) == 1 else f"{len(table)} files from {Path(table[0]).name} on"
-        yield Check(what, "ok", f"{called}: {len(rows):,} rows, columns {', '.join(wanted)}")
+        yield Check(what, "ok", f"{called}: {len(rows):,} rows, columns {', '.join(columns)}")
     media: list[Medium] = [
         medium if isinstance(medium, Member) else folder / medium
         for medium in dict.fromkeys(row[source.media] for row in rows)

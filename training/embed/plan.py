@@ -42,7 +42,7 @@ class Task:
 
 def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None, size: int) -> None:
     """Write the shards' rows under `out`, unless a plan of the same is there. Raises EmbedError."""
-    wanted = {
+    described = {
         "space": manifest.space,
         "data": [[str(path.resolve()), _stamp(path)] for path in data],
         "root": None if root is None else str(root.resolve()),
@@ -50,7 +50,7 @@ def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None,
     }
     stated = out / "plan.json"
     if stated.exists():
-        if json.loads(stated.read_text()) != wanted:
+        if json.loads(stated.read_text()) != described:
             raise EmbedError(f"{out} was begun with another bundle, other data or another --shard: give another --out")
         return
     folder = out / "rows"
@@ -73,7 +73,7 @@ def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None,
     if number == count == 0:
         raise EmbedError(f"{', '.join(map(str, data))}: no image, sound or text is there")
     # Last: without it the plan is made again.
-    write(stated, json.dumps(wanted))
+    write(stated, json.dumps(described))
 
 
 def tasks(out: Path) -> list[Task]:

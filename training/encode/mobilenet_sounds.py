@@ -233,8 +233,8 @@ def _take_folded(network: MobileNetSounds, graph: Path) -> None:
 def front_end(folder: Path) -> LogMelWindows:
     """The front end that an EfficientAT folder's config.json states, over windows of WINDOW_S. Raises EncoderError."""
     stated = read_json(folder, "config.json")
-    wanted = {"center": True, "pad_mode": "reflect", "power": 2, "log": "ln(mel+1e-5)", "normalise": "(x+4.5)/5"}
-    wrong = [name for name, value in wanted.items() if stated.get(name) != value]
+    expected = {"center": True, "pad_mode": "reflect", "power": 2, "log": "ln(mel+1e-5)", "normalise": "(x+4.5)/5"}
+    wrong = [name for name, value in expected.items() if stated.get(name) != value]
     band = re.match(r"kaldi get_mel_banks fmin (\d+) fmax (\d+)", stated.get("mel", ""))
     if wrong or band is None:
         raise EncoderError(f"{folder}: config.json: {(wrong or ['mel'])[0]}: another front end than EfficientAT's")

@@ -84,7 +84,7 @@ def _labelled(
     media = project(heads[validation.pairs.modality], validation.media)
     if validation.pairs.labels is not None:
         return media, validation.pairs.labels, classes_of(recipe, heads["text"], splits)
-    own, first = np.unique(validation.pairs.links[:, 0], return_index=True)
-    own, first = own[:_CAPTIONED], first[:_CAPTIONED]
+    captioned, first = np.unique(validation.pairs.links[:, 0], return_index=True)
+    captioned, first = captioned[:_CAPTIONED], first[:_CAPTIONED]
     texts = project(heads["text"], validation.texts)[validation.pairs.links[first, 1]]
-    return media[own], np.arange(len(own)), texts
+    return media[captioned], np.arange(len(captioned)), texts

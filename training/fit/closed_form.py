@@ -153,11 +153,13 @@ def _raw(source: Prepared, media: Head, text: Head, frozen_text: bool) -> list[D
         block = _standardised(media, source.media.pooled[rows])
         mean += often[rows] @ block
         mm += block.T @ (often[rows, None] * block)
-        own = linked[rows]
-        columns, places = np.unique(own.indices, return_inverse=True)
+        links_of = linked[rows]
+        columns, places = np.unique(links_of.indices, return_inverse=True)
         if len(columns):
-            own = csr_array((own.data, places.reshape(-1), own.indptr), shape=(own.shape[0], len(columns)))
-            mt += block.T @ (own @ of_texts(columns))
+            links_of = csr_array(
+                (links_of.data, places.reshape(-1), links_of.indptr), shape=(links_of.shape[0], len(columns))
+            )
+            mt += block.T @ (links_of @ of_texts(columns))
     for start in range(0, shape[1], _CHUNK):
         rows = slice(start, start + _CHUNK)
         texts = of_texts(np.arange(start, min(start + _CHUNK, shape[1])))

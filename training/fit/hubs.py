@@ -123,8 +123,8 @@ def _set(heads: Mapping[Modality, Head], strengths: tuple[float, float], spreads
         reserve = head.reserve
         assert isinstance(reserve, MediaReserve | TextReserve)
         text = modality == "text"
-        own, other, taken = (nu, kappa, strength) if text else (kappa, nu, media_strength)
-        reserve.reach.fill_(own)
+        reach, other, taken = (nu, kappa, strength) if text else (kappa, nu, media_strength)
+        reserve.reach.fill_(reach)
         reserve.other.fill_(other)
         reserve.slope.fill_(taken / other if other else 0.0)
     return 1 + kappa**2 + nu**2

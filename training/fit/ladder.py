@@ -76,15 +76,15 @@ def train(
         rungs.append(_descended(_linear(recipe), data, work / "linear", frozen, names))
     if not spec.closed:
         rungs.append(_descended(recipe, data, work, frozen, names))
-    wanted = next(rung for rung in rungs if rung.kind == spec.kind)
-    won = wanted
+    asked = next(rung for rung in rungs if rung.kind == spec.kind)
+    won = asked
     if not spec.linear:
         # Ties go to the simpler head: max keeps the first of equals, and the wanted one is the last.
         won = max(rungs, key=lambda rung: rung.score)
     _print(rungs, won)
     ladder: dict[str, Any] = {"head.won": won.kind}
     ladder |= {f"head.{rung.kind}": round(rung.score, 3) for rung in rungs}
-    trained = replace(won.trained, history=wanted.trained.history, ladder=ladder | won.trained.ladder)
+    trained = replace(won.trained, history=asked.trained.history, ladder=ladder | won.trained.ladder)
     # A frozen text head keeps the banks that it has.
     return with_querybank(recipe, trained, data, names) if spec.querybank and "text" not in frozen else trained
 

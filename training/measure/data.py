@@ -42,8 +42,8 @@ class Wording(BaseModel):
     """Whole prompts of some classes, by label or name: instead of the templates, as `/classify` has them."""
 
     def of(self, modality: Modality, default: list[str]) -> list[str]:
-        own = self.templates.get(modality, []) if isinstance(self.templates, dict) else self.templates
-        return own or default or ["{}"]
+        templates = self.templates.get(modality, []) if isinstance(self.templates, dict) else self.templates
+        return templates or default or ["{}"]
 
     def prompts_of(self, name: str) -> list[str]:
         """The whole prompts of a class by its name, or by the labels that are called so."""

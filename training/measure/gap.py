@@ -108,8 +108,8 @@ def _samples(sets: Sequence[Paired]) -> tuple[dict[Modality, Floats], dict[Modal
     for paired in sets:
         # One text of each medium: captions of one picture are near to each other as nothing else is.
         order = rng.permutation(len(paired.links))
-        own, first = np.unique(paired.links[order, 0], return_index=True)
-        media.setdefault(paired.modality, []).append(paired.media[own])
+        media_rows, first = np.unique(paired.links[order, 0], return_index=True)
+        media.setdefault(paired.modality, []).append(paired.media[media_rows])
         texts.setdefault(paired.modality, []).append(paired.texts[paired.links[order[first], 1]])
     joined = {modality: np.concatenate(parts) for modality, parts in media.items()}
     partner = {modality: np.concatenate(parts) for modality, parts in texts.items()}

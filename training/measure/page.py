@@ -185,8 +185,8 @@ def _queries(spec: Preprocessing | None, result: Captioned) -> str:
             text = result.pairs.texts[texts[query]]
             nearest = np.argsort(-(result.vectors @ result.texts[texts[query]]), kind="stable")[: _THUMBNAILS - 2]
             pictures = "".join(_picture(spec, result, int(row), str(i)) for i, row in enumerate(nearest, start=1))
-            own = _picture(spec, result, int(owner[query]), f"its own, rank {rank[query] + 1}")
-            parts.append(f"<tr><td>{html.escape(text)}<td>{own}{pictures}")
+            true_medium = _picture(spec, result, int(owner[query]), f"its own, rank {rank[query] + 1}")
+            parts.append(f"<tr><td>{html.escape(text)}<td>{true_medium}{pictures}")
         parts.append("</table>")
     return "".join(parts)
 
@@ -223,9 +223,9 @@ def _map(result: Result) -> str:
     placed = TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=0).fit_transform(points)
     placed = (placed - placed.min(0)) / np.maximum(np.ptp(placed, axis=0), 1e-9) * 860 + 20
     dots = [
-        f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3" fill="{_colour(int(own))}"><title>'
+        f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3" fill="{_colour(int(group_of))}"><title>'
         f"{html.escape(f'{result.pairs.media[row].name}: {name}')}</title></circle>"
-        for (x, y), row, name, own in zip(placed, rows, names, group, strict=False)
+        for (x, y), row, name, group_of in zip(placed, rows, names, group, strict=False)
     ]
     dots += [
         f'<text x="{x:.0f}" y="{y:.0f}" class="word">{html.escape(word)}</text>'

@@ -19,12 +19,12 @@ def append(tower: Path, through: Map, target: Path) -> None:
     _finish(model, through.weight.shape[1], target)
 
 
-def mix(own: Path, other: Path, through: Map, weight: float, target: Path) -> None:
-    """Write the unit vector of (1 - weight) own(x) + weight map(other(x)); both graphs take the same inputs x.
+def mix(native: Path, other: Path, through: Map, weight: float, target: Path) -> None:
+    """Write the unit vector of (1 - weight) native(x) + weight map(other(x)); both graphs take the same inputs x.
 
     Tensors that both hold are kept once, so that a runtime finds an encoder that they share and computes it once.
     """
-    model, second = onnx.load(own), onnx.load(other)
+    model, second = onnx.load(native), onnx.load(other)
     opset = max(entry.version for graph in (model, second) for entry in graph.opset_import if not entry.domain)
     model, second = (onnx.version_converter.convert_version(graph, opset) for graph in (model, second))
     _rename_output(model, "bind/own")

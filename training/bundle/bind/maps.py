@@ -38,9 +38,9 @@ def fit(source: Floats, target: Floats) -> Fit:
     rotation = procrustes(source[~held_out], target[~held_out])
     mapped, true = rotation(source[held_out][:_JUDGED]), target[held_out][:_JUDGED]
     similarity = mapped @ true.T
-    own = similarity.diagonal()
-    nearest = (similarity >= own[:, None]).sum(1) == 1
-    return Fit(rotation, float(own.mean()), float(nearest.mean() * 100))
+    true_pairs = similarity.diagonal()
+    nearest = (similarity >= true_pairs[:, None]).sum(1) == 1
+    return Fit(rotation, float(true_pairs.mean()), float(nearest.mean() * 100))
 
 
 def procrustes(source: Floats, target: Floats) -> Map:

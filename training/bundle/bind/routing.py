@@ -30,18 +30,18 @@ class RoutingError(TrainingError):
     """No routing weight can be learned: the message says what is missing."""
 
 
-def mixed(own: Floats, mapped: Floats, weight: float) -> Floats:
-    """Unit vectors (N, D) of (1 - weight) own + weight mapped."""
-    return l2_normalise((1 - weight) * own + weight * mapped)
+def mixed(native: Floats, mapped: Floats, weight: float) -> Floats:
+    """Unit vectors (N, D) of (1 - weight) native + weight mapped."""
+    return l2_normalise((1 - weight) * native + weight * mapped)
 
 
-def learn(recipe: Recipe, own: Bundle, other: Bundle, through: Map, cache: Path) -> dict[float, dict[str, float]]:
+def learn(recipe: Recipe, target: Bundle, other: Bundle, through: Map, cache: Path) -> dict[float, dict[str, float]]:
     """Figures per source of the recipe's validation splits, for each weight of the other space's texts.
 
-    R@1, the mean of both directions, for captions; top-1 for labels. `through` leads from `other` into `own`.
+    R@1, the mean of both directions, for captions; top-1 for labels. `through` leads from `other` into `target`.
     Raises RoutingError where the recipe has no validation split of a modality that the joint space has.
     """
-    joint = {*own.manifest.towers, *other.manifest.towers} - {"text"}
+    joint = {*target.manifest.towers, *other.manifest.towers} - {"text"}
     figures: dict[float, dict[str, float]] = {weight: {} for weight in WEIGHTS}
     seen: set[Modality] = set()
     for name, source in recipe.pairs.items():
@@ -50,9 +50,9 @@ def learn(recipe: Recipe, own: Bundle, other: Bundle, through: Map, cache: Path)
             continue
         seen.add(source.modality)
         texts = pairs.texts if pairs.labels is None else label_prompts(recipe, pairs)
-        ours, theirs = (_vectors(bundle, "text", texts, cache) for bundle in (own, other))
-        if source.modality in own.manifest.towers:
-            media = _vectors(own, source.modality, pairs.media, cache)
+        ours, theirs = (_vectors(bundle, "text", texts, cache) for bundle in (target, other))
+        if source.modality in target.manifest.towers:
+            media = _vectors(target, source.modality, pairs.media, cache)
         else:
             media = through(_vectors(other, source.modality, pairs.media, cache))
         for weight in WEIGHTS:
