@@ -86,13 +86,13 @@ def _agreement(heads: Heads, names: Named, data: Data) -> float | None:
     seen: set[Item] = set()
     right: list[bool] = []
     for splits in data.values():
-        validation = splits["validation"]
-        if validation.pairs.modality != "image" or not len(validation.pairs.media) or seen.issuperset(validation.pairs.media):
+        pairs, media = splits["validation"].pairs, splits["validation"].media
+        if pairs.modality != "image" or not len(pairs.media) or seen.issuperset(pairs.media):
             continue
-        seen.update(validation.pairs.media)
-        scores = torch.from_numpy(np.asarray(validation.media.pooled[:, -names.count :], np.float32))
+        seen.update(pairs.media)
+        scores = torch.from_numpy(np.asarray(media.pooled[:, -names.count :], np.float32))
         sure = np.flatnonzero(branch.certainty(scores).numpy() >= _SURE)  # type: ignore[union-attr]
-        nearest = (project(heads["image"], validation.media, sure) @ bare.T).argmax(1)
+        nearest = (project(heads["image"], media, sure) @ bare.T).argmax(1)
         right.extend(nearest == scores.argmax(1).numpy()[sure])
     return float(np.mean(right) * 100) if right else None
 
