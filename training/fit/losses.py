@@ -48,8 +48,8 @@ def contrast(
     for queries, others, other_keys in ((media, seen, seen_keys), (texts, all_media, all_keys)):
         for start in range(0, len(queries), size):
             rows = slice(start, min(start + size, len(queries)))
-            own = torch.arange(first + rows.start, first + rows.stop, device=media.device)
-            block = partial(_block, spec, own=own, keys=tuple(key[rows] for key in keys), all_keys=other_keys)
+            diagonal = torch.arange(first + rows.start, first + rows.stop, device=media.device)
+            block = partial(_block, spec, diagonal=diagonal, keys=tuple(key[rows] for key in keys), all_keys=other_keys)
             inputs = (queries[rows], others, log_scale)
             if spec.chunk is None:
                 loss = loss + block(*inputs)
