@@ -7,7 +7,6 @@ JSON object. On a machine with one core the two share it, and the figures are lo
 `python -m benchmarks.gpu` measures one.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.servers import BenchmarkError, Server, isthmus
 
 LOCUSTFILE = Path(__file__).parents[1] / "deploy/load/locustfile.py"
@@ -80,7 +80,7 @@ def fill(server: Server) -> None:
         size = http.get("/models").raise_for_status().json()["models"][0]["dimensions"]
         for start in range(0, _ITEMS, _PAGE):
             vectors = rng.standard_normal((_PAGE, size)).tolist()
-            items = [{"id": f"v{start + place}", "vector": each} for place, each in enumerate(vectors)]
+            items = [{"id": f"v{start + place}", "vector": vector} for place, vector in enumerate(vectors)]
             http.post("/items", json={"items": items}).raise_for_status()
 
 
@@ -103,7 +103,7 @@ def summed(rows: Sequence[dict[str, Any]], scenario: Scenario) -> Measured:
     lasted = max(row["last_request_timestamp"] for row in rows) - began
     times: Counter[float] = Counter()
     for row in accepted:
-        times.update({float(each): count for each, count in row["response_times"].items()})
+        times.update({float(response_ms): count for response_ms, count in row["response_times"].items()})
     taken = np.repeat(list(times), list(times.values()))
     p50, p99 = np.percentile(taken, (50, 99)) if len(taken) else (0.0, 0.0)
     failed = sum(row["num_failures"] for row in rows)
@@ -112,14 +112,14 @@ def summed(rows: Sequence[dict[str, Any]], scenario: Scenario) -> Measured:
     return Measured(scenario, answered / lasted, refused / lasted, failed, float(p50), float(p99))
 
 
-def table(found: Sequence[Measured]) -> str:
+def table(measured: Sequence[Measured]) -> str:
     lines = [
         f"{'what':58}{'one core':>12}{'p50':>9}{'p99':>9}{'refused':>10}{'failed':>8}{'one GPU':>10}",
         f"{'':58}{'a second':>12}{'ms':>9}{'ms':>9}{'a second':>10}{'':>8}{'':>10}",
     ]
-    for each in found:
-        figures = f"{each.inputs:12.1f}{each.p50_ms:9.0f}{each.p99_ms:9.0f}{each.refused:10.1f}{each.failed:8}"
-        lines.append(f"{each.scenario.what:58}{figures}{'not run':>10}")
+    for row in measured:
+        figures = f"{row.inputs:12.1f}{row.p50_ms:9.0f}{row.p99_ms:9.0f}{row.refused:10.1f}{row.failed:8}"
+        lines.append(f"{row.scenario.what:58}{figures}{'not run':>10}")
     return "\n".join(lines)
 
 
@@ -127,48 +127,45 @@ def measure(bundle: Path, seconds: float, only: Sequence[str]) -> list[Measured]
     if shutil.which("taskset") is None:
         raise BenchmarkError("taskset is not installed")
     mine, others = cores()
-    chosen = [each for each in SCENARIOS if not only or each.name in only]
+    chosen = [scenario for scenario in SCENARIOS if not only or scenario.name in only]
     before = os.sched_getaffinity(0)
-    found = []
+    measured = []
     with tempfile.TemporaryDirectory() as folder:
         # The server inherits this process's cores at its start, and keeps them.
         os.sched_setaffinity(0, mine)
         try:
             with isthmus("isthmus", bundle, Path(folder) / "store", cache_bytes=0) as server:
                 os.sched_setaffinity(0, before)
-                if any(each.name == "Searches" for each in chosen):
+                if any(scenario.name == "Searches" for scenario in chosen):
                     fill(server)
-                found = [load(server, each, seconds, others) for each in chosen]
+                measured = [load(server, scenario, seconds, others) for scenario in chosen]
         finally:
             os.sched_setaffinity(0, before)
-    return found
+    return measured
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("capacity", __doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each scenario")
-    parser.add_argument("--only", nargs="*", default=[], choices=[each.name for each in SCENARIOS], metavar="SCENARIO")
+    parser.add_argument(
+        "--only", nargs="*", default=[], choices=[scenario.name for scenario in SCENARIOS], metavar="SCENARIO"
+    )
     options = parser.parse_args(arguments)
-    try:
-        found = measure(options.bundle, options.seconds, options.only)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table(found))
+    measured = measure(options.bundle, options.seconds, options.only)
+    print(table(measured))
     figures = {
-        each.scenario.name: {
-            "inputs_s": round(each.inputs, 1),
-            "p50_ms": each.p50_ms,
-            "p99_ms": each.p99_ms,
-            "refused_s": round(each.refused, 1),
-            "failed": each.failed,
+        row.scenario.name: {
+            "inputs_s": round(row.inputs, 1),
+            "p50_ms": row.p50_ms,
+            "p99_ms": row.p99_ms,
+            "refused_s": round(row.refused, 1),
+            "failed": row.failed,
         }
-        for each in found
+        for row in measured
     }
     print(json.dumps({"cores": 1, "gpu": None} | figures))
-    return int(any(each.failed for each in found))
+    return int(any(row.failed for row in measured))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

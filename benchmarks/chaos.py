@@ -11,7 +11,6 @@ that a client fills is the former. The clock wants libfaketime (Debian's package
 What cannot be made here is left out.
 """
 
-import argparse
 import base64
 import itertools
 import json
@@ -23,7 +22,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -40,6 +38,7 @@ import httpx2
 import redis
 
 from benchmarks import hostile_media as media
+from benchmarks.commands import finish, parser_of
 from benchmarks.sabotage import HANG_S
 from benchmarks.servers import Restarted, at_once, free_port, stored_items, variables
 
@@ -115,7 +114,7 @@ def ask(port: int, method: str, path: str, body: bytes = b"", patience_s: float 
 
 def _requests(number: int, rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
     """(id to be stored or nothing, path, body), without end."""
-    pictures = [base64.b64encode(media.picture(size=(40, 30 + each))).decode() for each in range(4)]
+    pictures = [base64.b64encode(media.picture(size=(40, 30 + pixels))).decode() for pixels in range(4)]
     for turn in itertools.count():
         match rng.choice(("text", "picture", "search", "store", "store")):
             case "text":
@@ -357,8 +356,8 @@ def descriptors_used_up(site: Site) -> Iterator[None]:
     idle = [socket.create_connection(("127.0.0.1", site.server.port)) for _ in range(20)]
     yield
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-    for each in idle:
-        each.close()
+    for connection in idle:
+        connection.close()
 
 
 @contextmanager
@@ -522,8 +521,7 @@ def row(outcome: Outcome) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("chaos", __doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="for which something is broken")
     parser.add_argument("--only", choices=FAULTS, action="append", help="one fault; may be given again")
     parser.add_argument("--times", type=int, default=1, metavar="N", help="that each fault is made")
@@ -558,4 +556,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -12,11 +12,9 @@ what had been replaced, `resurrected` what had been deleted, `phantom` what was 
 object, with the rate of acknowledged writes of an item beside these counts.
 """
 
-import argparse
 import itertools
 import json
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -31,6 +29,7 @@ from typing import Any, NamedTuple
 import httpx2
 import numpy as np
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.crash import vector_of
 from benchmarks.servers import at_once, isthmus
 from service.contract.bundle import read_bundle
@@ -77,8 +76,8 @@ def judge(history: Iterable[Operation]) -> Counter[str]:
     """
     operations = list(history)
     events = sorted(
-        [(each.begun, 0, number) for number, each in enumerate(operations)]
-        + [(each.ended, 1, number) for number, each in enumerate(operations)]
+        [(made.begun, 0, number) for number, made in enumerate(operations)]
+        + [(made.ended, 1, number) for number, made in enumerate(operations)]
     )
     states: set[tuple[int | None, frozenset[int]]] = {(None, frozenset())}
     writes: set[int] = set()
@@ -119,12 +118,16 @@ def _with(done: frozenset[int], number: int, happened: bool) -> frozenset[int]:
 def _kind(read: Operation, operations: Sequence[Operation]) -> str:
     if read.value is None:
         return "missing"
-    made = [each for each in operations if each.write and each.value == read.value and each.begun < read.ended]
+    made = [
+        operation
+        for operation in operations
+        if operation.write and operation.value == read.value and operation.begun < read.ended
+    ]
     if not made:
         return "phantom"
     deleted = any(
-        each.write and each.value is None and made[0].ended < each.begun and each.ended < read.begun
-        for each in operations
+        operation.write and operation.value is None and made[0].ended < operation.begun and operation.ended < read.begun
+        for operation in operations
     )
     return "resurrected" if deleted else "stale"
 
@@ -160,16 +163,16 @@ class Client:
         begun = time.perf_counter()
         results = look(self)
         ended = time.perf_counter()
-        found: dict[str, int] = {}
+        stored: dict[str, int] = {}
         for result in results:
             id, version = result["id"], result["metadata"]["version"]
             expected = item(id, version, self.dimensions)
             whole = result["metadata"] == expected["metadata"] and result["modality"] == expected["modality"]
             if "vector" in result:
                 whole = whole and np.allclose(result["vector"], expected["vector"], atol=1e-6)
-            self.phantoms += id in found or id not in _IDS or not whole
-            found[id] = version
-        self.operations += [Operation(id, False, found.get(id), begun, ended) for id in ids]
+            self.phantoms += id in stored or id not in _IDS or not whole
+            stored[id] = version
+        self.operations += [Operation(id, False, stored.get(id), begun, ended) for id in ids]
 
 
 @lru_cache(4_096)
@@ -187,7 +190,9 @@ def _searched(**asked: Any) -> "Callable[[Client], list[dict[str, Any]]]":
         results: list[dict[str, Any]] = answer.raise_for_status().json()["results"]
         if "keywords" in asked:
             # Found by its words and by its vector: each of them is a search that may miss it.
-            results = [each for each in results if each["explain"]["keyword_rank"] and each["explain"]["vector_rank"]]
+            results = [
+                result for result in results if result["explain"]["keyword_rank"] and result["explain"]["vector_rank"]
+            ]
         return results
 
     return look
@@ -232,29 +237,31 @@ def consistency(bundle: Path, store: Path, searches: int, seed: int = 0) -> Find
         writers[0].http.put("/collections/default", json={"keywords": ["words"]}).raise_for_status()
         started = time.perf_counter()
 
-        def writing(each: Client, stopped: threading.Event) -> None:
+        def writing(client: Client, stopped: threading.Event) -> None:
             while not stopped.is_set():
-                each.write(versions)
+                client.write(versions)
 
-        with at_once(*(partial(writing, each) for each in writers)) as stopped:
+        with at_once(*(partial(writing, writer) for writer in writers)) as stopped:
 
-            def searching(each: Client, look: Callable[[Client], list[dict[str, Any]]], count: int, _: object) -> None:
+            def searching(
+                client: Client, look: Callable[[Client], list[dict[str, Any]]], count: int, _: object
+            ) -> None:
                 for _ in range(count):
                     if stopped.is_set():
                         break
-                    each.search(look)
+                    client.search(look)
 
             for name, look in kinds.items():
                 shares = [searches // _SEARCHERS + (number < searches % _SEARCHERS) for number in range(_SEARCHERS)]
                 shared = zip(searchers, shares, strict=True)
-                with at_once(*(partial(searching, each, look, count) for each, count in shared)):
+                with at_once(*(partial(searching, searcher, look, count) for searcher, count in shared)):
                     pass  # until each has had its share
                 print(f"{name}: {searches} searches, {time.perf_counter() - started:.1f} s", flush=True)
         elapsed_s = time.perf_counter() - started
-    written = [each for client in writers for each in client.operations]
+    written = [operation for client in writers for operation in client.operations]
     histories: dict[str, list[Operation]] = defaultdict(list)
-    for each in itertools.chain(written, *(client.operations for client in searchers)):
-        histories[each.id].append(each)
+    for operation in itertools.chain(written, *(client.operations for client in searchers)):
+        histories[operation.id].append(operation)
     wrong = sum((judge(history) for history in histories.values()), Counter())
     findings.operations = sum(map(len, histories.values()))
     findings.searches = searches * len(kinds)
@@ -267,8 +274,7 @@ def consistency(bundle: Path, store: Path, searches: int, seed: int = 0) -> Find
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.consistency", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("consistency", __doc__)
     parser.add_argument("--searches", type=int, default=20_000, help="of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of what is written and asked")
     options = parser.parse_args(arguments)
@@ -279,4 +285,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

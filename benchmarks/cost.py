@@ -7,10 +7,8 @@ grew by, for a million items with vectors and three metadata values, in the inde
 and, as its last line, one JSON object.
 """
 
-import argparse
 import base64
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +18,9 @@ from typing import Any
 import httpx2
 
 from benchmarks import real
+from benchmarks.commands import finish, parser_of
 from benchmarks.inputs import Inputs
-from benchmarks.servers import BenchmarkError, Server, isthmus
+from benchmarks.servers import Server, isthmus
 from examples.demo import print_table
 from service.contract.bundle import read_bundle
 
@@ -55,7 +54,7 @@ def measure(bundle: Path, work: Path) -> dict[str, float]:
             "photographs": _rate(server, of("image", real.jpegs(_MEDIA), 8), post("/embed"), 8),
             "sounds": _rate(server, of("audio", real.sounds(_MEDIA), 4), post("/embed"), 4),
             "texts": _rate(
-                server, [{"inputs": list(each)} for each in real.groups(captions[:_TEXTS], 32)], post("/embed"), 32
+                server, [{"inputs": list(texts)} for texts in real.groups(captions[:_TEXTS], 32)], post("/embed"), 32
             ),
         }
         before = server.rss
@@ -87,8 +86,7 @@ def measure(bundle: Path, work: Path) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("cost", __doc__)
     parser.add_argument("--core-hour", type=float, default=0.04, help="the price of a core for an hour")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
@@ -107,7 +105,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BenchmarkError as error:
-        sys.exit(f"cost: {error}")
+    finish(main)

@@ -9,13 +9,11 @@ and through the index. More clients race to replace and delete the same video: w
 moments of its own file and no others. Prints a line per kill and, as its last line, one JSON object.
 """
 
-import argparse
 import base64
 import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import threading
 import zlib
@@ -29,6 +27,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.servers import Server, at_once, isthmus, stored_items
 from service.contract.bundle import read_bundle
 from service.contract.vectors import Vectors, l2_normalise
@@ -113,18 +112,18 @@ def write_videos(
 ) -> None:
     """Replace or delete a video of its own and the one that all write, in one batch, until the server is gone."""
     while not stopped.is_set():
-        own, shared = f"{client.name} {rng.randrange(_FILMS)}", "the film"
+        unshared, shared = f"{client.name} {rng.randrange(_FILMS)}", "the film"
         deleting = rng.random() < 0.25
         client.version += 1
-        client.under_way = {own: None if deleting else client.version}
+        client.under_way = {unshared: None if deleting else client.version}
         try:
             if deleting:
-                http.post("/items/delete", json={"ids": [own, shared]}).raise_for_status()
+                http.post("/items/delete", json={"ids": [unshared, shared]}).raise_for_status()
             else:
                 film = _film(rng.choice(_COLOURS), rng.randint(1, 4))
                 items = [
                     {"id": id, "video": film, "metadata": {"version": client.version, "of": id, "by": client.name}}
-                    for id in (own, shared)
+                    for id in (unshared, shared)
                 ]
                 http.post("/items", json={"items": items}).raise_for_status()
         except httpx2.TransportError:
@@ -147,10 +146,10 @@ def strayed(store: Path) -> int:
             """SELECT name, id, metadata FROM items JOIN collections ON collections.key = items.collection
             WHERE modality = 'video'"""
         ).fetchall()
-    videos = {id: json.loads(held) for name, id, held in rows if name == schema.DEFAULT_COLLECTION}
-    owners = [json.loads(held) for name, _, held in rows if name == moments.moments_table(schema.DEFAULT_COLLECTION)]
-    ids = [held.pop(moments.OWNER) for held in owners]
-    elsewhere = [id for id, held in zip(ids, owners, strict=True) if videos.get(id) != held]
+    videos = {id: json.loads(row) for name, id, row in rows if name == schema.DEFAULT_COLLECTION}
+    owners = [json.loads(row) for name, _, row in rows if name == moments.moments_table(schema.DEFAULT_COLLECTION)]
+    ids = [owner.pop(moments.OWNER) for owner in owners]
+    elsewhere = [id for id, owner in zip(ids, owners, strict=True) if videos.get(id) != owner]
     return len(videos.keys() - set(ids)) + len(elsewhere)
 
 
@@ -165,23 +164,23 @@ def look(http: httpx2.Client, clients: list[Client], findings: Findings, dimensi
     for item in stored_items(http):
         findings.duplicates += item["id"] in rows
         rows[item["id"]] = _version(item, findings)
-    found: dict[str, int] = {}
+    stored: dict[str, int] = {}
     query = {"vector": vector_of("query", 0, dimensions).tolist()}
-    wanted: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "query": query,
         "top_k": 2 * _CLIENTS * _IDS,
         "include": ["metadata", "vector"],
         "effort": {"exact": True},
     }
-    for item in http.post("/search", json=wanted).raise_for_status().json()["results"]:
-        findings.duplicates += item["id"] in found
-        found[item["id"]] = version = _version(item, findings)
+    for item in http.post("/search", json=expected).raise_for_status().json()["results"]:
+        findings.duplicates += item["id"] in stored
+        stored[item["id"]] = version = _version(item, findings)
         if item["modality"] != "video" and not np.allclose(
             item["vector"], vector_of(item["id"], version, dimensions), atol=1e-6
         ):
             findings.half_written += 1
     # What the index does not find, or finds as it was, is as good as lost.
-    findings.lost += sum(found.get(id) != rows.get(id) for id in found.keys() | rows.keys())
+    findings.lost += sum(stored.get(id) != rows.get(id) for id in stored.keys() | rows.keys())
     for client in clients:
         _judge(client, rows, findings)
 
@@ -226,8 +225,8 @@ def crash(bundle: Path, store: Path, kills: int, seed: int = 0) -> Findings:
             if findings.kills == kills:
                 break
             begun = threading.Semaphore(0)
-            works = [partial(write, each, http, random.Random(rng.random()), dimensions) for each in clients]
-            works += [partial(write_videos, each, http, random.Random(rng.random()), begun) for each in filmers]
+            works = [partial(write, client, http, random.Random(rng.random()), dimensions) for client in clients]
+            works += [partial(write_videos, filmer, http, random.Random(rng.random()), begun) for filmer in filmers]
             with at_once(*works) as stopped:
                 for _ in range(_FILMERS):  # the first video takes longer than all that follow
                     begun.acquire(timeout=_START_S)
@@ -241,8 +240,7 @@ def crash(bundle: Path, store: Path, kills: int, seed: int = 0) -> Findings:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.crash", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("crash", __doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of what is written and when it is killed")
     options = parser.parse_args(arguments)
@@ -253,4 +251,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -6,7 +6,6 @@ joint space is then measured through its ONNX graphs: mean average precision of 
 beside chance. What is in DIR already is not made again.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.commands import finish, parser_of
 from service.contract.bundle import Bundle, read_bundle
 from training.__main__ import main as training
 from training.errors import TrainingError
-from training.features import cached_features, default_cache
+from training.features import cached_features
+from training.files import default_cache
 from training.heads.bundled import as_encoder
 from training.measure.emergent import emergent_figures
 from training.pairs import Pairs, read_pairs
@@ -26,7 +27,7 @@ from training.recipe import Recipe, load_recipe, read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.emergent", description=__doc__.split("\n")[0])
+    parser = parser_of("emergent", __doc__, bundle=False)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundles")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
@@ -82,10 +83,10 @@ def _measure(recipe: Recipe, bundles: dict[str, Bundle], cache: Path) -> dict[st
         for key, spec in recipe.emergent.items():
             sets = [read_pairs(recipe, source)["test"] for source in (spec.queries, *spec.gallery)]
             vectors = [_vectors(bundle, pairs, cache) for pairs in sets]
-            found = emergent_figures(key, spec, sets[0], vectors[0], sets[1:], np.concatenate(vectors[1:]))
-            results |= {f"{name}.{each}": value for each, value in found.items()}
-            score, chance = found[f"{key}.map"], found[f"{key}.chance"]
-            between = "{:.2f} to {:.2f}".format(*found[f"{key}.map.ci95"])
+            figures = emergent_figures(key, spec, sets[0], vectors[0], sets[1:], np.concatenate(vectors[1:]))
+            results |= {f"{name}.{figure}": value for figure, value in figures.items()}
+            score, chance = figures[f"{key}.map"], figures[f"{key}.chance"]
+            between = "{:.2f} to {:.2f}".format(*figures[f"{key}.map.ci95"])
             print(f"{name:14}{key:18}{score:>8.2f}{between:>18}{chance:>9.2f}{score / chance:>8.1f}")
     return results
 
@@ -96,4 +97,4 @@ def _vectors(bundle: Bundle, pairs: Pairs, cache: Path) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

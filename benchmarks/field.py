@@ -9,7 +9,6 @@ or that does not say that a part is missing), that differs between doors, or tha
 right, or none). The last line is one JSON object.
 """
 
-import argparse
 import base64
 import io
 import json
@@ -27,6 +26,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.field_media import Sample, samples
 from benchmarks.servers import isthmus
 from isthmus_client import Isthmus
@@ -99,8 +99,8 @@ class Doors:
         path.write_bytes(archive.getvalue())
         with Isthmus(self._address) as space:
             job = space.wait_for_job(space.create_job(path, collection="job").id, every_s=0.2)
-            refused = {each.id: Answer(each.code, each.detail) for each in space.job_errors(job.id)}
-        return {each.name: refused.get(each.name) or self._kept("job", each) for each in self._every}
+            refused = {error.id: Answer(error.code, error.detail) for error in space.job_errors(job.id)}
+        return {tried.name: refused.get(tried.name) or self._kept("job", tried) for tried in self._every}
 
     def of_command(self, files: Path) -> dict[str, Answer]:
         """`isthmus index`, by its lines on what it could not read: `error: NAME: WHY`."""
@@ -109,8 +109,8 @@ class Doors:
         said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
         refused = dict(line.split(": ", 1) for line in said)
         return {
-            each.name: Answer("", refused[each.name]) if each.name in refused else self._kept("client", each)
-            for each in self._every
+            sample.name: Answer("", refused[sample.name]) if sample.name in refused else self._kept("client", sample)
+            for sample in self._every
         }
 
     def _embedded(self, response: httpx2.Response) -> Answer:
@@ -162,7 +162,7 @@ def answers(doors: Doors, every: Sequence[Sample], folder: Path) -> Iterator[tup
 def faults(sample: Sample, given: Mapping[str, Answer], like: Answer | None, unlike: Answer | None) -> dict[str, str]:
     """What is wrong with the answer of each door that is wrong."""
     wrong = {}
-    words = {each.detail for each in given.values() if each.code != "ok"}
+    words = {refusal.detail for refusal in given.values() if refusal.code != "ok"}
     for door, answer in given.items():
         if sample.refused is not None:
             if answer.code == "ok":
@@ -219,16 +219,15 @@ def _alike(given: Mapping[str, Answer], like: Answer | None) -> str:
     first = given["json"]
     if first.code != "ok" or like is None:
         return f"{first.code}: {first.detail}"
-    return f"{first.modality}, cosine {min(cosine(each, like) for each in given.values()):.4f}"
+    return f"{first.modality}, cosine {min(cosine(answer, like) for answer in given.values()):.4f}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.field", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("field", __doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the scene and the source")
     parser.add_argument("--only", metavar="NAME", help="files whose name holds this")
     options = parser.parse_args(arguments)
-    every = [each for each in samples(options.seed) if options.only is None or options.only in each.name]
+    every = [sample for sample in samples(options.seed) if options.only is None or options.only in sample.name]
     with tempfile.TemporaryDirectory() as folder:
         findings = try_all(options.bundle, every, Path(folder) / "store", Path(folder))
     print(json.dumps(vars(findings)))
@@ -236,4 +235,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

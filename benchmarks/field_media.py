@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -113,7 +114,7 @@ def segments(marker: int, body: bytes, head: bytes = b"") -> bytes:
     room = 65_000
     parts = [body[start : start + room] for start in range(0, len(body), room)]
     return b"".join(
-        bytes([0xFF, marker]) + struct.pack(">H", 2 + len(head) + len(each)) + head + each for each in parts
+        bytes([0xFF, marker]) + struct.pack(">H", 2 + len(head) + len(part)) + head + part for part in parts
     )
 
 
@@ -188,16 +189,26 @@ def on(ground: int, image: Image.Image) -> bytes:
     return saved(Image.alpha_composite(plain, image.convert("RGBA")).convert("RGB"))
 
 
+def _right(plain: bytes, name: str, data: bytes, like: bytes | None = None, least: float = 0.99, **more: Any) -> Sample:
+    return Sample(name, data, "image", like or plain, least, **more)
+
+
+def _wrong(name: str, data: bytes, code: str = BAD, kind: Literal["image", "audio"] = "image") -> Sample:
+    return Sample(name, data, kind, refused=code)
+
+
 def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
     photo = scene(seed, size)
-    plain, grey = saved(photo), saved(photo.convert("L"))
+    for part in (_turned, _described, _cut_off, _of_samples, _on_grounds, _animated):
+        yield from part(photo)
+    yield _wrong("unknown.jpg", b"This is a text that is called a picture.\n" * 20, UNSUPPORTED)
+    yield _wrong("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', UNSUPPORTED)
 
-    def right(name: str, data: bytes, like: bytes = plain, least: float = 0.99, **more: Any) -> Sample:
-        return Sample(name, data, "image", like, least, **more)
 
-    def wrong(name: str, data: bytes, code: str = BAD) -> Sample:
-        return Sample(name, data, "image", refused=code)
-
+def _turned(photo: Image.Image) -> Iterator[Sample]:
+    """Pictures of telephones, and pictures that are turned by their metadata."""
+    right = partial(_right, saved(photo))
+    grey = saved(photo.convert("L"))
     yield right("photo.heic", saved(photo, "HEIC"))
     yield right("tiles.heic", saved(photo, "HEIC", tile=64))
     for orientation in (3, 5, 6):
@@ -209,7 +220,13 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
             yield right(f"turned{orientation}.{format.lower()}", saved(turned_photo, format, exif=exif, **options))
     yield right("photo.avif", saved(photo, "AVIF", quality=85))
     yield right("grey.avif", saved(photo.convert("L"), "AVIF", quality=90), grey)
-    # Metadata.
+
+
+def _described(photo: Image.Image) -> Iterator[Sample]:
+    """Pictures with large, odd or damaged metadata."""
+    plain = saved(photo)
+    right = partial(_right, plain)
+    jpeg = saved(photo, "JPEG", quality=92)
     bomb = zlib.compress(bytes(2_500_000))
     yield right("text_2mb.png", with_chunk(plain, chunk(b"zTXt", b"note\0\0" + bomb)), least=0.999)
     yield right(
@@ -219,23 +236,32 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
     yield right("bad_time.png", with_chunk(plain, chunk(b"tIME", b"x") + chunk(b"pHYs", b"")), least=0.999)
     yield right("bad_transparency.png", with_chunk(plain, chunk(b"tRNS", b"\0")), least=0.999)
     yield right("huge_exif.png", with_chunk(plain, chunk(b"eXIf", huge_exif(1_000_000)[6:])), least=0.999)
-    jpeg = saved(photo, "JPEG", quality=92)
     million = segments(0xE1, huge_exif(1_000_000)[6:], b"Exif\0\0")
     yield right("huge_exif.jpg", jpeg[:2] + million + jpeg[2:])
     yield right("comments.jpg", jpeg[:2] + segments(0xFE, bytes(1_000_000)) + jpeg[2:])
     xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation="6"/>'
     by_xmp = saved(lying(photo, 6), "JPEG", quality=92)
     yield right("turned_by_xmp.jpg", by_xmp[:2] + segments(0xE1, xmp) + by_xmp[2:])
-    # Cut off.
+
+
+def _cut_off(photo: Image.Image) -> Iterator[Sample]:
+    """Pictures whose end is missing."""
+    right = partial(_right, saved(photo))
+    jpeg = saved(photo, "JPEG", quality=92)
     yield right("no_end.jpg", jpeg[:-2], truncated=True)
     yield right("10_bytes_short.jpg", jpeg[:-10], truncated=True)
     # The last scan, which sharpens every block, is what is cut off: told in the answer, and a little further away.
     yield right("short_progressive.jpg", saved(photo, "JPEG", progressive=True)[:-200], least=0.97, truncated=True)
     for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "HEIC", "AVIF"):
         whole = saved(photo, format)
-        yield wrong(f"half.{format.lower()}", whole[: len(whole) // 2])
-        yield wrong(f"start.{format.lower()}", whole[:40])
-    # Samples.
+        yield _wrong(f"half.{format.lower()}", whole[: len(whole) // 2])
+        yield _wrong(f"start.{format.lower()}", whole[:40])
+
+
+def _of_samples(photo: Image.Image) -> Iterator[Sample]:
+    """Pictures of other kinds of samples, and of colours by a profile."""
+    right = partial(_right, saved(photo))
+    grey = saved(photo.convert("L"))
     light = np.asarray(photo.convert("L"))
     colours = np.asarray(photo)
     wide = light.astype(np.uint16)
@@ -248,9 +274,9 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
     yield right("32_bit.tif", tiff(light.astype(np.uint32) * 16_843_009, {}), grey)
     yield right("float_to_1.tif", tiff(light.astype(np.float32) / 255, {}), grey)
     yield right("float_to_65535.tif", tiff(light.astype(np.float32) * 257, {}), grey)
-    yield wrong("double.tif", tiff(light.astype(np.float64) / 255, {}), UNSUPPORTED)
+    yield _wrong("double.tif", tiff(light.astype(np.float64) / 255, {}), UNSUPPORTED)
     yield right("float_colour.tif", tiff(colours.astype(np.float32) / 255, {}))
-    yield wrong("planes.tif", tiff(colours.astype(np.float32), {284: (3, [2])}), UNSUPPORTED)
+    yield _wrong("planes.tif", tiff(colours.astype(np.float32), {284: (3, [2])}), UNSUPPORTED)
     yield right("16_bit.png", saved(Image.fromarray(wide * 257)), grey)
     yield right("cmyk.jpg", saved(photo.convert("CMYK"), "JPEG", quality=92))
     yield right("cmyk.tif", saved(photo.convert("CMYK"), "TIFF"))
@@ -259,7 +285,11 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
     for format in ("PNG", "JPEG", "TIFF", "WEBP", "AVIF"):
         yield right(f"profile.{format.lower()}", saved(exchanged, format, icc_profile=profile, quality=92))
     yield right("srgb.jpg", saved(photo, "JPEG", quality=92, icc_profile=srgb_profile()))
-    # Grounds.
+
+
+def _on_grounds(photo: Image.Image) -> Iterator[Sample]:
+    """Logos on a ground that one does not see."""
+    right = partial(_right, saved(photo))
     white, black = (255, 255, 255), (0, 0, 0)
     for mode in ("RGBA", "LA", "P"):
         star, car = (saved(logo(kind, white, mode)) for kind in ("star", "car"))
@@ -271,7 +301,11 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
         saved(logo("star", (245, 245, 235)), "WEBP", lossless=True),
         on(0, logo("star", (245, 245, 235))),
     )
-    # Animations.
+
+
+def _animated(photo: Image.Image) -> Iterator[Sample]:
+    """Animations whose first frame shows nothing."""
+    right = partial(_right, saved(photo))
     few = photo.quantize(64, dither=Image.Dither.NONE)
     dark = Image.new("RGB", photo.size)
     clear = Image.new("RGBA", photo.size, (0, 0, 0, 0))
@@ -291,7 +325,7 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
     yield right("black_first.png", saved(dark, save_all=True, append_images=frames), least=0.999)
     yield right(
         "clear_first.png",
-        saved(clear, save_all=True, append_images=[each.convert("RGBA") for each in frames]),
+        saved(clear, save_all=True, append_images=[frame.convert("RGBA") for frame in frames]),
         least=0.999,
     )
     yield right("black_first.webp", saved(dark, "WEBP", save_all=True, append_images=[dot, *frames], quality=90))
@@ -303,8 +337,6 @@ def images(seed: int, size: tuple[int, int] = (480, 320)) -> Iterator[Sample]:
         gif[: 13 + 3 * 2 ** ((gif[10] & 7) + 1)] + comments + gif[13 + 3 * 2 ** ((gif[10] & 7) + 1) :],
         reduced,
     )
-    yield wrong("unknown.jpg", b"This is a text that is called a picture.\n" * 20, UNSUPPORTED)
-    yield wrong("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', UNSUPPORTED)
 
 
 def large_images(seed: int) -> Iterator[Sample]:
@@ -369,9 +401,9 @@ def box(kind: bytes, body: bytes) -> bytes:
 def with_cover(m4a: bytes, cover: bytes) -> bytes:
     """An MP4 whose last box is `moov`, with a cover in it."""
     place = m4a.rindex(b"moov") - 4
-    held = box(b"ilst", box(b"covr", box(b"data", struct.pack(">II", 13, 0) + cover)))
+    item = box(b"ilst", box(b"covr", box(b"data", struct.pack(">II", 13, 0) + cover)))
     handler = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
-    described = box(b"udta", box(b"meta", bytes(4) + handler + held))
+    described = box(b"udta", box(b"meta", bytes(4) + handler + item))
     moov = m4a[place + 8 :] + described
     return m4a[:place] + box(b"moov", moov)
 
@@ -384,19 +416,22 @@ def integers(samples: Array) -> bytes:
     return (samples * 32_767).astype("<i2").tobytes()
 
 
+def _heard(plain: bytes, name: str, data: bytes, least: float = 0.99, **more: Any) -> Sample:
+    return Sample(name, data, "audio", plain, least, **more)
+
+
 def sounds(seed: int) -> Iterator[Sample]:
     heard = source(seed)
+    yield from _boxed(heard, saved(scene(seed, (240, 240)), "JPEG"))
+    yield from _waves(heard)
+    yield from _other_formats(heard)
+
+
+def _boxed(heard: Array, cover: bytes) -> Iterator[Sample]:
+    """Sounds in the containers of telephones, browsers and cameras."""
     plain = written(heard)
-    silence = np.zeros_like(heard)
-
-    def right(name: str, data: bytes, least: float = 0.99, **more: Any) -> Sample:
-        return Sample(name, data, "audio", plain, least, **more)
-
-    def wrong(name: str, data: bytes, code: str = BAD) -> Sample:
-        return Sample(name, data, "audio", refused=code)
-
+    right = partial(_heard, plain)
     m4a = muxed(heard, "ipod", "aac")
-    cover = saved(scene(seed, (240, 240)), "JPEG")
     yield right("telephone.m4a", m4a, 0.97)
     yield right("song_with_cover.m4a", with_cover(m4a, cover), 0.97, unlike=cover)
     yield right("recorder.aac", muxed(heard, "adts", "aac"), 0.97)
@@ -407,19 +442,26 @@ def sounds(seed: int) -> Iterator[Sample]:
     yield right("sound_only.mkv", muxed(heard, "matroska", "flac"))
     yield right("mpegts.mp4", muxed(heard, "mpegts", "aac"), 0.97)
     yield right("sound_only.avi", muxed(heard, "avi", "pcm_s16le"))
-    yield wrong("half.m4a", m4a[: len(m4a) // 2])
+    yield _wrong("half.m4a", m4a[: len(m4a) // 2], kind="audio")
+
+
+def _waves(heard: Array) -> Iterator[Sample]:
+    """FLAC, and RIFF WAVE of every kind of samples."""
+    plain = written(heard)
+    silence = np.zeros_like(heard)
+    right = partial(_heard, plain)
     flac = written(heard, "FLAC")
     streamed = bytearray(flac)
     streamed[21] &= 0xF0
     streamed[22:42] = bytes(20)
     yield right("streamed.flac", bytes(streamed), 0.999)
-    yield wrong("half.flac", flac[: len(flac) // 2])
+    yield _wrong("half.flac", flac[: len(flac) // 2], kind="audio")
     at = plain.index(b"data") + 4
     for name, length in (("size_0.wav", 0), ("size_all_ones.wav", 0xFFFF_FFFF), ("size_2_31.wav", 0x7FFF_FFFF)):
         yield right(name, plain[:4] + bytes(4) + plain[8:at] + struct.pack("<I", length) + plain[at + 4 :], 0.999)
     yield right("short.wav", plain[:-1_000], truncated=True)
-    yield wrong("start.wav", plain[:20])
-    yield wrong("no_samples.wav", riff((b"fmt ", wave()), (b"data", b"")))
+    yield _wrong("start.wav", plain[:20], kind="audio")
+    yield _wrong("no_samples.wav", riff((b"fmt ", wave()), (b"data", b"")), kind="audio")
     odd = (
         (b"JUNK", bytes(27)),
         (b"fmt ", wave()),
@@ -441,6 +483,12 @@ def sounds(seed: int) -> Iterator[Sample]:
     yield right("ambisonic.wav", riff((b"fmt ", extensible), (b"data", integers(spatial))), 0.999)
     for name, scale in (("int16", 32_768.0), ("int24", 8_388_608.0), ("int8", 128.0)):
         yield right(f"float_{name}_scale.wav", written(heard * np.float32(scale), subtype="FLOAT"), 0.999)
+
+
+def _other_formats(heard: Array) -> Iterator[Sample]:
+    """Other formats, whole, cut off, and with lengths that are not theirs."""
+    plain = written(heard)
+    right = partial(_heard, plain)
     for format in ("AIFF", "CAF", "AU", "W64", "RF64", "OGG", "MP3"):
         name = f"{format.lower()}.wav" if format in ("W64", "RF64") else f"plain.{format.lower()}"
         yield right(name, written(heard, format), 0.97)
@@ -448,12 +496,12 @@ def sounds(seed: int) -> Iterator[Sample]:
     common, body = aiff.index(b"COMM") + 8, aiff.index(b"SSND") + 4
     aiff[common + 2 : common + 6], aiff[body : body + 4] = bytes(4), bytes(4)
     yield right("size_0.aiff", bytes(aiff), 0.999)
-    written_as = {each: written(heard, each) for each in ("AIFF", "CAF", "AU", "W64", "RF64", "FLAC", "OGG", "MP3")}
+    written_as = {kind: written(heard, kind) for kind in ("AIFF", "CAF", "AU", "W64", "RF64", "FLAC", "OGG", "MP3")}
     for format, data in written_as.items():
         ending = "wav" if format in ("W64", "RF64") else format.lower()
         # What begins as a format that is read here is damaged, not unknown.
         start = b"ID3\4\0\0\0\0\2\0" + bytes(256) if format == "MP3" else data[: 20 if format == "AU" else 40]
-        yield wrong(f"start_{format.lower()}.{ending}", start)
+        yield _wrong(f"start_{format.lower()}.{ending}", start, kind="audio")
         if format != "FLAC":
             yield right(f"short_{format.lower()}.{ending}", data[: len(data) * 9 // 10], 0.9, truncated=True)
     for name, format, codec in (("short.webm", "webm", "libopus"), ("short.mkv", "matroska", "flac")):
@@ -463,13 +511,13 @@ def sounds(seed: int) -> Iterator[Sample]:
     for name, length in (("size_0.au", 0), ("streamed.au", 0xFFFF_FFFF), ("size_2_31.au", 0x7FFF_FFFF)):
         yield right(name, au[:8] + struct.pack(">I", length) + au[12:], 0.999)
     for offset in (0, 23, len(au) + 1, 2**31, 2**32 - 1):
-        yield wrong(f"begins_at_{offset}.au", au[:4] + struct.pack(">I", offset) + au[8:])
-    yield wrong("unknown_coding.au", au[:12] + b"\xff" * 4 + au[16:], UNSUPPORTED)
+        yield _wrong(f"begins_at_{offset}.au", au[:4] + struct.pack(">I", offset) + au[8:], kind="audio")
+    yield _wrong("unknown_coding.au", au[:12] + b"\xff" * 4 + au[16:], UNSUPPORTED, kind="audio")
     at = caf.index(b"data") + 4
     for name, length in (("streamed.caf", -1), ("size_0.caf", 0), ("size_4.caf", 4)):
         yield right(name, caf[:at] + struct.pack(">q", length) + caf[at + 8 :], 0.999)
-    yield wrong("a.wma", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(3_000), UNSUPPORTED)
-    yield wrong("unknown.wav", b"no sound at all\n" * 30, UNSUPPORTED)
+    yield _wrong("a.wma", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(3_000), UNSUPPORTED, kind="audio")
+    yield _wrong("unknown.wav", b"no sound at all\n" * 30, UNSUPPORTED, kind="audio")
 
 
 MAKERS: Sequence[Callable[[int], Iterator[Sample]]] = (images, sounds, large_images)

@@ -8,10 +8,8 @@ with Chromium, and scrolls through 1,000 results. It prints when each step ended
 With `--here` this checkout serves build/starter as it is installed: no clone, and only what comes after it is measured.
 """
 
-import argparse
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -30,6 +28,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.paired import ratio, say, take_turns
 from benchmarks.plan import Plan
 from benchmarks.servers import BenchmarkError
@@ -221,14 +220,14 @@ def page_times(address: str) -> tuple[float, float, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.first_run", description=__doc__.split("\n")[0])
+    parser = parser_of("first_run", __doc__, bundle=False)
     parser.add_argument("--photographs", type=int, default=_MANY, help="how many are indexed after the first run")
     parser.add_argument("--here", action="store_true", help="measure this checkout, without a clone")
     options = parser.parse_args(arguments)
     rows: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        own = write_photos(folder / "photos")
+        few = write_photos(folder / "photos")
         many = photographs(folder / "many", options.photographs)
         began = time.perf_counter()
 
@@ -241,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
         with serving(checkout, folder) as address:
             passed("make serve: installed, and ready")
             isthmus(checkout, address, "index", str(folder / "photos"))
-            asked = passed(f"isthmus index: {len(own)} photographs")
+            asked = passed(f"isthmus index: {len(few)} photographs")
             hits = isthmus(checkout, address, "search", _QUERY, "--json").splitlines()
             seconds, first_search_s = time.perf_counter() - began, time.perf_counter() - asked
             passed(f"isthmus search {_QUERY!r}")
@@ -274,7 +273,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BenchmarkError as error:
-        sys.exit(f"first_run: {re.sub(chr(10) + '+', chr(10), str(error))}")
+    finish(main)

@@ -32,8 +32,8 @@ def memory(plan: Plan) -> dict[str, float | None]:
     with isthmus("isthmus", plan.bundle, plan.fresh()) as server:
         name = read_bundle(plan.bundle).manifest.name
         sent = [real.text_requests(server, "/v1/embeddings", name, size) for size in (1, 32)]
-        pictures = [[{"image": real.in_base64(each)} for each in group] for group in real.groups(real.jpegs(64), 8)]
-        sounds = [[{"audio": real.in_base64(each)}] for each in real.sounds(32)]
+        pictures = [[{"image": real.in_base64(jpeg)} for jpeg in group] for group in real.groups(real.jpegs(64), 8)]
+        sounds = [[{"audio": real.in_base64(sound)}] for sound in real.sounds(32)]
         media = [*pictures, *sounds]
         sent.append([real.post(server, "/embed", {"inputs": group}) for group in media])
         with Generator(server.address) as load:

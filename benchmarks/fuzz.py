@@ -9,7 +9,6 @@ wrappers around the decoders, which may refuse them as `contract.errors` says an
 as its last line, one JSON object.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import get_args
 
 from benchmarks import hostile_media as media
+from benchmarks.commands import finish, parser_of
 from benchmarks.servers import Server, isthmus
 from service.api.keys import Scope, create_key
 from service.contract.audio import AudioLimits, decode_audio
@@ -122,8 +122,7 @@ _SPEC_RATE = 16_000
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("fuzz", __doc__)
     parser.add_argument("--examples", type=int, default=100, help="of each operation, at most, in each phase")
     parser.add_argument("--files", type=int, default=20_000, help="that are damaged")
     parser.add_argument("--seed", type=int, default=0)
@@ -139,4 +138,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -11,9 +11,7 @@ Without a CUDA device it says "not run: no CUDA device", gives null for every fi
 one JSON object.
 """
 
-import argparse
 import json
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from benchmarks.commands import finish, parser_of
 from service.contract.bundle import OUTPUT
 from service.engine.providers import CUDA, TENSORRT, Device, requests
 from service.engine.towers import session_options
@@ -179,12 +178,12 @@ def faiss_beside() -> bool | None:
     vectors = np.random.default_rng(0).standard_normal((1000, DIMENSIONS), np.float32)
     index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, faiss.IndexFlatL2(DIMENSIONS))
     index.add(vectors)
-    _, found = index.search(vectors[:10], 1)
-    return bool((found[:, 0] == np.arange(10)).all())
+    _, nearest = index.search(vectors[:10], 1)
+    return bool((nearest[:, 0] == np.arange(10)).all())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
+    parser = parser_of("gpu", __doc__, bundle=False)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--folder", type=Path, default=Path("build/gpu"), help="where graphs and engines are kept")
@@ -202,4 +201,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

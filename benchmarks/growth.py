@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.real import root
 from benchmarks.store import recall
 from service.contract.bundle import read_bundle
@@ -65,7 +66,7 @@ def captions(bundle: Path, work: Path) -> Real:
         how, tower = handling(read, "text", Settings()), Tower(read, "text", "cpu", 1)
         prepared = [how.prepare(Text(caption)) for _, caption in rows]
         vectors = np.empty((len(rows), read.manifest.dimensions), np.float32)
-        order = np.argsort([each.size for each in prepared], kind="stable")
+        order = np.argsort([tokens.size for tokens in prepared], kind="stable")
         for start in range(0, len(order), 32):
             places = order[start : start + 32]
             vectors[places] = tower.run(how.collate([prepared[place].value for place in places]))
@@ -150,11 +151,13 @@ def truth(real: Real, count: int, queries: Vectors) -> dict[str, NDArray[np.int6
     }
     for start, vectors in chunks(real, 0, count):
         scores, numbers = queries @ vectors.T, np.arange(start, start + len(vectors))
-        for name, (own_scores, own) in best.items():
+        for name, (own_scores, rows) in best.items():
             passing = numbers % KINDS[name] == (7 if name else 0) % KINDS[name]
             some = np.concatenate([own_scores, scores[:, passing]], axis=1)
             places = np.argpartition(-some, COUNT - 1, axis=1)[:, :COUNT]
-            given = np.concatenate([own, np.broadcast_to(numbers[passing], (len(queries), int(passing.sum())))], axis=1)
+            given = np.concatenate(
+                [rows, np.broadcast_to(numbers[passing], (len(queries), int(passing.sum())))], axis=1
+            )
             best[name] = (np.take_along_axis(some, places, 1), np.take_along_axis(given, places, 1))
     return {name: numbers for name, (_, numbers) in best.items()}
 
@@ -177,14 +180,14 @@ async def measure(bundle: Path, folder: Path, real: Real, count: int, queries: V
         filter = parse({name: 7 % modulus}) if name else None
         for query in queries[:20]:
             await ask(query, filter)
-        found, taken, cpu = [], [], time.process_time()
+        results, taken, cpu = [], [], time.process_time()
         for query in queries:
             started = time.perf_counter()
-            found.append(await ask(query, filter))
+            results.append(await ask(query, filter))
             taken.append(time.perf_counter() - started)
         prefix = f"{name}." if name else ""
         figures |= {
-            f"{prefix}recall10": round(recall(found, right[name]), 4),
+            f"{prefix}recall10": round(recall(results, right[name]), 4),
             f"{prefix}p50_ms": round(1e3 * float(np.median(taken)), 2),
             f"{prefix}p99_ms": round(1e3 * float(np.quantile(taken, 0.99)), 2),
             f"{prefix}cpu_ms": round(1e3 * (time.process_time() - cpu) / len(queries), 2),
@@ -232,10 +235,9 @@ async def filled(bundle: Path, folder: Path, real: Real, kind: Kind, first: int,
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.split("\n")[0])
+    parser = parser_of("growth", __doc__)
     parser.add_argument("--to", type=int, default=10_000_000, help="the largest size")
     parser.add_argument("--kind", default="ivf_pq", choices=["auto", "hnsw", "ivf_pq"])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
     parser.add_argument("--work", type=Path, help="keep the store there, and go on from what it holds")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--part", choices=["fill", "measure"], help=argparse.SUPPRESS)
@@ -291,4 +293,4 @@ def _run(command: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -11,12 +11,10 @@ channels, for it is decoding and the model's work; its memory may not grow. Then
 last line, one JSON object.
 """
 
-import argparse
 import json
 import re
 import select
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -30,6 +28,7 @@ from urllib.parse import urlsplit
 
 from benchmarks import hostile_floods as floods
 from benchmarks.attacks import Attack, everything
+from benchmarks.commands import finish, parser_of
 from benchmarks.hostile_jobs import TRACE
 from benchmarks.hostile_media import OK
 from benchmarks.servers import Server, isthmus
@@ -220,8 +219,8 @@ def flood_all(bundle: Path, folder: Path, findings: Findings) -> None:
                 f"{what} {slowest:.2f} s; {told.extra_bytes / 1e6:.0f} MB",
                 flush=True,
             )
-            for each in sorted(set(wrong)):
-                print(f"flood: {one.name}: {each}", flush=True)
+            for reason in sorted(set(wrong)):
+                print(f"flood: {one.name}: {reason}", flush=True)
         took = floods.ended_in(server, keys, dimensions, [floods.FLOODS[0], floods.FLOODS[3]])
         findings.slow += took > floods.ENDED_S
         print(f"SIGTERM in the middle of floods: ended after {took:.1f} s", flush=True)
@@ -334,8 +333,7 @@ def _one(server: Server, attack: Attack, before: int, findings: Findings) -> boo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("hostile", __doc__)
     parser.add_argument("--seed", type=int, default=0, help="of what is damaged, and how")
     parser.add_argument(
         "--only",
@@ -345,7 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     manifest = read_bundle(options.bundle).manifest
     attacks = () if options.only == "floods" else everything(options.seed, manifest.name, manifest.dimensions)
-    chosen = (each for each in attacks if options.only in (None, each.group))
+    chosen = (attack for attack in attacks if options.only in (None, attack.group))
     with tempfile.TemporaryDirectory() as folder:
         findings = attack_all(options.bundle, Path(folder) / "store", chosen)
         if options.only in (None, "floods"):
@@ -359,4 +357,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -65,7 +65,7 @@ class Told:
 
     @property
     def slowest(self) -> tuple[str, str, float]:
-        return max(self.neighbour, key=lambda each: each[2], default=("", OK, 0.0))
+        return max(self.neighbour, key=lambda request: request[2], default=("", OK, 0.0))
 
 
 def _request(method: str, path: str, body: object = None) -> bytes:

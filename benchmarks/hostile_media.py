@@ -224,7 +224,7 @@ def tiffs() -> Files:
     def grey(**given: int) -> bytes:
         return tiff(_tags(40, 40, **given), data)
 
-    tiles = [entry(*each) for each in [(256, 4, 1, 32), (257, 4, 1, 32), (258, 3, 1, 8), (262, 3, 1, 1)]]
+    tiles = [entry(*fields) for fields in [(256, 4, 1, 32), (257, 4, 1, 32), (258, 3, 1, 8), (262, 3, 1, 1)]]
     for compression in (1, 5, 8, 7):
         for side in (65_520, 2**31 - 16, 0, 7):
             described = [*tiles, entry(259, 3, 1, compression), entry(322, 4, 1, side), entry(323, 4, 1, side)]
@@ -621,14 +621,13 @@ def wavs() -> Files:
 
 
 def sounds() -> Files:
-    flac, ogg, mp3, aiff, caf, au, w64 = (tone(each) for each in ("FLAC", "OGG", "MP3", "AIFF", "CAF", "AU", "W64"))
-    flags = int.from_bytes(flac[18:26], "big")
+    flac, ogg, mp3, aiff, caf, au, w64 = (tone(format) for format in ("FLAC", "OGG", "MP3", "AIFF", "CAF", "AU", "W64"))
+    flags, common = int.from_bytes(flac[18:26], "big"), aiff.find(b"COMM")
 
     def streaminfo(rate: int, channels: int, bits: int, samples: int) -> bytes:
         packed = rate << 44 | (channels - 1) << 41 | (bits - 1) << 36 | samples
         return flac[:18] + packed.to_bytes(8, "big") + flac[26:]
 
-    common = aiff.find(b"COMM")
     return {
         "flac of 2**36 - 1 samples": (BAD, streaminfo(16_000, 1, 16, 2**36 - 1)),
         "flac of a rate of 0": (OK, streaminfo(0, 1, 16, flags & (2**36 - 1))),
@@ -729,4 +728,6 @@ def honest_images() -> dict[str, bytes]:
 
 
 def honest_sounds() -> dict[str, bytes]:
-    return {each.lower(): tone(each) for each in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU", "W64", "RF64")}
+    return {
+        format.lower(): tone(format) for format in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU", "W64", "RF64")
+    }

@@ -192,16 +192,16 @@ def _quantise(graph: Path, preprocessing: ImagePreprocessing) -> Variant | None:
     except BenchmarkError as error:
         say("clip, int8", not_made=error)
         return None
-    pixels = [read_image(each, preprocessing) for each in photographs]
+    pixels = [read_image(photograph, preprocessing) for photograph in photographs]
     target = graph.with_name("image.int8.onnx")
     static(graph, target, batches(graph, preprocessing, pixels[:_CALIBRATION]))
-    own, smaller = (
+    full, smaller = (
         l2_normalise(
-            np.concatenate([opened.run([OUTPUT], {"pixels": each[None]})[0] for each in pixels[_CALIBRATION:]])
+            np.concatenate([opened.run([OUTPUT], {"pixels": picture[None]})[0] for picture in pixels[_CALIBRATION:]])
         )
         for opened in map(session, (graph, target))
     )
-    cosines = (own * smaller).sum(axis=1)
+    cosines = (full * smaller).sum(axis=1)
     say("clip, int8", cosine=float(cosines.mean()), lowest=float(cosines.min()))
     if cosines.mean() < GATE_COSINE:
         return None

@@ -6,7 +6,6 @@ python -m benchmarks.parity --url http://127.0.0.1:8000 --recipe training/recipe
 Prints a table and, as its last line, one JSON object. Ends with 1 where any cosine is below 0.9999.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -20,13 +19,16 @@ import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.commands import finish, parser_of
 from service.contract.bundle import BundleError, Modality, read_bundle
 from training import pipeline
 from training.bundle.export import PARITY
-from training.encoders import EncoderError, load_encoder
+from training.encoders import load_encoder
 from training.features import FeatureError, Item, cached_features
-from training.fit.ladder import load_projectors, project
+from training.heads.trained import load_projectors
+from training.measure.validation import project
 from training.pairs import PairError
+from training.preprocessors import EncoderError
 from training.recipe import Recipe, RecipeError, load_recipe
 
 _CONCURRENCY = 8  # so that the service batches, and a fault of batching shows
@@ -109,12 +111,12 @@ def embed(client: httpx2.Client, items: Sequence[Item], space: str) -> NDArray[n
 
 def table(result: Mapping[Modality, Agreement]) -> str:
     lines = [f"{'modality':10}{'n':>6}{'lowest':>12}{'median':>12}"]
-    lines += [f"{name:10}{each.n:>6}{each.lowest:>12.7f}{each.median:>12.7f}" for name, each in result.items()]
+    lines += [f"{name:10}{row.n:>6}{row.lowest:>12.7f}{row.median:>12.7f}" for name, row in result.items()]
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.split("\n")[0])
+    parser = parser_of("parity", __doc__, bundle=False)
     parser.add_argument("--url", required=True, help="of the service")
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True, help="the bundle that the service serves")
@@ -128,12 +130,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ParityError, RecipeError, PairError, EncoderError, FeatureError, BundleError, httpx2.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    passed = all(each.lowest >= PARITY for each in result.values())
+    passed = all(row.lowest >= PARITY for row in result.values())
     print(table(result))
-    figures: dict[str, Any] = {name: asdict(each) for name, each in result.items()}
+    figures: dict[str, Any] = {name: asdict(row) for name, row in result.items()}
     print(json.dumps({**figures, "least": PARITY, "passed": passed}))
     return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -112,10 +112,10 @@ class Passage:
             case BaseModel():
                 members = [getattr(value, name) for name in type(value).model_fields]
             case _ if is_dataclass(value) and not isinstance(value, type):
-                members = [getattr(value, each.name, None) for each in fields(value)]
+                members = [getattr(value, member_field.name, None) for member_field in fields(value)]
             case _:
                 return None
-        return next((form for each in members if (form := self._form(each, depth - 1))), None) if depth else None
+        return next((form for member in members if (form := self._form(member, depth - 1))), None) if depth else None
 
 
 class Profiler:
@@ -213,7 +213,11 @@ def main() -> None:
     listed = list(passage.functions) if options.all else through
     rows = [[place_of(code), str(code.co_firstlineno), code.co_qualname, mark(passage, code)] for code in listed]
     print_table("Functions, in the order in which they are entered", ["file", "line", "function", "image"], rows)
-    print_table("Types, in the order in which they appear", ["class", "holds"], [list(each) for each in passage.types])
+    print_table(
+        "Types, in the order in which they appear",
+        ["class", "holds"],
+        list(map(list, passage.types)),
+    )
     figures = {
         "functions": len(through),
         "files": len({code.co_filename for code in through}),

@@ -57,29 +57,33 @@ def texts(plan: Plan) -> dict[str, float | None]:
             for index, (engine, model) in enumerate({"torch": minilm, "optimum": with_graph}.items())
         }
         loads = {
-            name: (each, running.enter_context(Generator(each.server.address)))
-            for name, each in {**ours, **theirs}.items()
+            name: (server, running.enter_context(Generator(server.server.address)))
+            for name, server in {**ours, **theirs}.items()
         }
         alone: dict[str, list[float]] = {}
         for scenario, (clients, size) in SCENARIOS.items():
             measured = take_turns(
                 {
                     name: partial(
-                        _measure, load, real.text_requests(each.server, each.path, each.model, size), clients, plan
+                        _measure,
+                        load,
+                        real.text_requests(server.server, server.path, server.model, size),
+                        clients,
+                        plan,
                     )
-                    for name, (each, load) in loads.items()
+                    for name, (server, load) in loads.items()
                 },
                 plan.rounds,
             )
-            rates = {name: [each.rate * size for each in runs] for name, runs in measured.items()}
+            rates = {name: [run.rate * size for run in runs] for name, runs in measured.items()}
             for name, runs in measured.items():
-                p50 = 1_000 * statistics.median(each.median for each in runs)
+                p50 = 1_000 * statistics.median(run.median for run in runs)
                 say(f"{scenario}, {name}", per_second=statistics.median(rates[name]), p50_ms=p50)
             for precision in ours:
                 ratios = [ratio(rates[precision], rates[engine]) for engine in theirs]
                 results[f"vs_infinity.text.{precision}.{scenario}"] = min(ratios)
             if scenario == "c1":
-                alone = {name: [each.median for each in runs] for name, runs in measured.items()}
+                alone = {name: [run.median for run in runs] for name, runs in measured.items()}
     served = next(reversed(ours))  # int8 where the bundle has it
     results["vs_infinity.text.p50_c1"] = max(ratio(alone[served], alone[engine]) for engine in theirs)
     return results
@@ -87,7 +91,7 @@ def texts(plan: Plan) -> dict[str, float | None]:
 
 def images(plan: Plan) -> dict[str, float | None]:
     model, bundle = models.clip(plan.folder / "clip")
-    photographs = real.groups([real.in_base64(each) for each in real.jpegs(_PHOTOGRAPHS)], _IMAGES)
+    photographs = real.groups([real.in_base64(jpeg) for jpeg in real.jpegs(_PHOTOGRAPHS)], _IMAGES)
     with ExitStack() as running:
         ours = {
             f"isthmus {precision}": running.enter_context(_ours(plan, bundle, "image", precision))
@@ -95,22 +99,22 @@ def images(plan: Plan) -> dict[str, float | None]:
         }
         theirs = running.enter_context(_infinity(plan, model, "torch", _PORT))
         bodies: dict[str, list[dict[str, Any]]] = {
-            name: [{"model": each.model, "input": [{"image": image} for image in group]} for group in photographs]
-            for name, each in ours.items()
+            name: [{"model": server.model, "input": [{"image": image} for image in group]} for group in photographs]
+            for name, server in ours.items()
         }
         bodies["infinity"] = [
-            {"model": theirs.model, "modality": "image", "input": [f"data:image/jpeg;base64,{each}" for each in group]}
+            {"model": theirs.model, "modality": "image", "input": [f"data:image/jpeg;base64,{jpeg}" for jpeg in group]}
             for group in photographs
         ]
         contenders: dict[str, Callable[[], Load]] = {}
-        for name, each in {**ours, "infinity": theirs}.items():
-            load = running.enter_context(Generator(each.server.address))
-            requests = [real.post(each.server, each.path, body) for body in bodies[name]]
+        for name, server in {**ours, "infinity": theirs}.items():
+            load = running.enter_context(Generator(server.server.address))
+            requests = [real.post(server.server, server.path, body) for body in bodies[name]]
             contenders[name] = partial(_measure, load, requests, _IMAGE_CLIENTS, plan)
         measured = take_turns(contenders, plan.rounds)
-    rates = {name: [each.rate * _IMAGES for each in runs] for name, runs in measured.items()}
+    rates = {name: [run.rate * _IMAGES for run in runs] for name, runs in measured.items()}
     for name, runs in measured.items():
-        p50 = 1_000 * statistics.median(each.median for each in runs)
+        p50 = 1_000 * statistics.median(run.median for run in runs)
         say(f"images, {name}", per_second=statistics.median(rates[name]), p50_ms=p50)
     return {
         "vs_infinity.image": ratio(rates[list(ours)[-1]], rates["infinity"]),
@@ -142,8 +146,8 @@ def _ours(
 ) -> Iterator[Contender]:
     """Serves that tower alone, as the peer has it: another may not come in this precision. full: as it was tuned."""
     name = read_bundle(bundle).manifest.name
-    own = {"precision": "auto" if precision == "full" else precision, "modalities": modality}
-    with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache=cache, cache_bytes=0, **own) as server:
+    settings = {"precision": "auto" if precision == "full" else precision, "modalities": modality}
+    with isthmus(f"isthmus {precision}", bundle, plan.fresh(), cache=cache, cache_bytes=0, **settings) as server:
         yield Contender(server, name, "/v1/embeddings")
 
 

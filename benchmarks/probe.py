@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 
 from examples.demo import print_table
 from training.encoders import load_encoder
-from training.features import cached_features, default_cache
+from training.features import cached_features
+from training.files import default_cache
 from training.measure.intervals import interval
 from training.recipe import Recipe, load_recipe
 

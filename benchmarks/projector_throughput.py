@@ -8,7 +8,6 @@ lie in memory-mapped float16 files, random by blocks. The last line is JSON; wit
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.commands import finish, parser_of
 from training.fit.losses import clamp_log_scale, contrast
 from training.heads.projector import Head
 from training.recipe import ObjectiveSpec, ProjectorSpec
@@ -30,9 +30,7 @@ _BLOCK = 10_000
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.projector_throughput", description=__doc__.split("\n")[0]
-    )
+    parser = parser_of("projector_throughput", __doc__, bundle=False)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--tokens", type=int, default=1)
@@ -157,4 +155,4 @@ def _load(array: NDArray[np.float16], rows: NDArray[np.int64], device: str) -> t
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

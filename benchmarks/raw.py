@@ -88,9 +88,9 @@ def _saturated(plan: Plan, server: Server, bundle: Bundle, modality: Modality) -
     size = _BATCH[modality]
     inputs: Sequence[Any] = real.captions() if modality == "text" else real.jpegs(_PHOTOGRAPHS)
     batches = real.groups(inputs, size)
-    written = batches if modality == "text" else [[{"image": real.in_base64(each)} for each in one] for one in batches]
+    written = batches if modality == "text" else [[{"image": real.in_base64(jpeg)} for jpeg in one] for one in batches]
     model = bundle.manifest.name
-    requests = [real.post(server, "/v1/embeddings", {"model": model, "input": each}) for each in written]
+    requests = [real.post(server, "/v1/embeddings", {"model": model, "input": asked}) for asked in written]
     with Generator(server.address) as load:
 
         def over_http() -> float:

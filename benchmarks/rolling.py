@@ -11,7 +11,6 @@ were answered with anything but 200; `crashed`, replicas that ended otherwise th
 be 0.
 """
 
-import argparse
 import base64
 import itertools
 import json
@@ -19,7 +18,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -35,6 +33,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.servers import BenchmarkError, Restarted, at_once, free_port, stored_items, variables, wait_until
 
 NGINX_CONF = Path(__file__).parents[1] / "deploy/nginx/nginx.conf"
@@ -85,8 +84,8 @@ class Findings:
 
 def nginx_conf(text: str, replicas: list[int], port: int, folder: Path) -> str:
     """The deployed configuration, with local addresses and files in a folder."""
-    for number, each in enumerate(replicas, start=1):
-        text = text.replace(f"isthmus-{number}:8000", f"127.0.0.1:{each}")
+    for number, replica in enumerate(replicas, start=1):
+        text = text.replace(f"isthmus-{number}:8000", f"127.0.0.1:{replica}")
     text = text.replace("listen 8000;", f"listen 127.0.0.1:{port};")
     text = text.replace(" /tmp/", f" {folder}/")  # first: the folder itself may be in /tmp
     # To a file: a connection that is refused is no news here.
@@ -185,21 +184,16 @@ def roll(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rolling", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("rolling", __doc__)
     parser.add_argument("--restarts", type=int, default=20)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--drain", type=float, default=_DRAIN_S, metavar="SECONDS", help="ISTHMUS_DRAIN_S")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            findings = roll(options.bundle, Path(folder), options.restarts, options.clients, options.drain)
-        except BenchmarkError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        findings = roll(options.bundle, Path(folder), options.restarts, options.clients, options.drain)
     print(json.dumps(findings.summary()))
     return int(not findings.good)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

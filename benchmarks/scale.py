@@ -25,10 +25,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.commands import finish, parser_of
 from training.distributed import joined, leave
 from training.encode.store import Keys, Store
 from training.features import Features
-from training.fit.ladder import save_projectors, train
+from training.fit.ladder import train
+from training.heads.trained import save_projectors
 from training.measure.prepared import Prepared
 from training.pairs import Pairs
 from training.recipe import Recipe
@@ -43,7 +45,7 @@ _PAPER = 20_000_000  # pairs
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.split("\n")[0])
+    parser = parser_of("scale", __doc__, bundle=False)
     parser.add_argument("--pairs", type=int, default=2_000_000)
     parser.add_argument("--tokens", action="store_true", help="token projectors on local vectors too")
     parser.add_argument("--ladder", action="store_true", help="ridge, CCA and the linear baseline too")
@@ -95,10 +97,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         small.work.mkdir()
         write_features(small.work, small.pairs, False)
         fixed = watched(start(small, small.work / "run", 1))
-        each = max(0.0, first["peak"] - fixed) / (options.pairs - small.pairs)
-        at_20m, of_side = fixed + each * _PAPER, 2 * WIDTHS["media"] * _PAPER
-        print(f"fixed {fixed / 1e6:,.0f} MB and {each:.0f} bytes a pair: at {_PAPER:,} pairs {at_20m / 1e9:.1f} GB in")
-        print(f"one process, {at_20m / of_side:.2f} of a side of {of_side / 1e9:.0f} GB; ", end="")
+        pair_bytes = max(0.0, first["peak"] - fixed) / (options.pairs - small.pairs)
+        at_20m, of_side = fixed + pair_bytes * _PAPER, 2 * WIDTHS["media"] * _PAPER
+        print(f"fixed {fixed / 1e6:,.0f} MB and {pair_bytes:.0f} bytes a pair:")
+        in_memory = f"{at_20m / 1e9:.1f} GB in one process, {at_20m / of_side:.2f} of a side of {of_side / 1e9:.0f} GB"
+        print(f"at {_PAPER:,} pairs {in_memory}; ", end="")
         print(f"{size / options.pairs * _PAPER / 1e9:.0f} GB on disk")
     return {
         "pairs": options.pairs,
@@ -247,4 +250,4 @@ def _prepared(options: argparse.Namespace, rows: slice) -> Prepared:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -16,7 +16,7 @@ from typing import Any
 
 from examples.demo import print_table
 from training import pipeline
-from training.features import default_cache
+from training.files import default_cache
 from training.recipe import SET_HELP, Recipe, load_recipe
 
 _COPIED = ("projectors.safetensors", "evaluation.json", "training.json")

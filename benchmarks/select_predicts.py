@@ -25,16 +25,18 @@ import numpy as np
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from benchmarks.commands import finish, parser_of
 from training.errors import TrainingError
-from training.features import Features, default_cache
-from training.files import write
-from training.fit.ladder import project, train
+from training.features import Features
+from training.files import default_cache, write
+from training.fit.ladder import train
 from training.measure.prepared import Prepared
 from training.measure.ranks import retrieval
 from training.measure.select.candidates import Network, Selection, load_selection
 from training.measure.select.sides import Floats, Side, grouped, sampled
 from training.measure.select.streaming import MEASURES, Alignment, compare
 from training.measure.select.towers import read
+from training.measure.validation import project
 from training.pairs import Pairs, read_pairs
 from training.recipe import ProjectorSpec, Recipe, TrainSpec
 
@@ -49,7 +51,7 @@ class Measured:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.select_predicts", description=__doc__.split("\n")[0])
+    parser = parser_of("select_predicts", __doc__, bundle=False)
     parser.add_argument("selection", type=Path)
     parser.add_argument("--source", default="flickr8k", help="captioned pairs of its recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
@@ -80,8 +82,8 @@ def measure(selection: Selection, options: argparse.Namespace) -> list[Measured]
     media, texts = encode(selection, pairs, options.cache or default_cache())
     rows = grouped(pairs["train"])
     alignments = compare(
-        [Side(name, (own["train"],), rows[0]) for name, own in media.items()],
-        [Side(name, (own["train"],), rows[1]) for name, own in texts.items()],
+        [Side(name, (by_split["train"],), rows[0]) for name, by_split in media.items()],
+        [Side(name, (by_split["train"],), rows[1]) for name, by_split in texts.items()],
     )
     recipe = _short(selection.recipe, options)
     asked = f"{recipe.model_dump_json(include={'projector', 'train', 'pairs'})}{options.items}"
@@ -101,7 +103,7 @@ def measure(selection: Selection, options: argparse.Namespace) -> list[Measured]
             write(results, json.dumps(done, indent=1) + "\n")
         random = any(isinstance(source, Network) and source.random for source in sources)
         measured.append(Measured(one, done[key], random))
-    return sorted(measured, key=lambda each: -each.r1)
+    return sorted(measured, key=lambda pair: -pair.r1)
 
 
 def encode(
@@ -110,13 +112,13 @@ def encode(
     """Features by candidate and split, of media and of texts; what a text encoder is fitted on is the train split."""
     result: list[dict[str, dict[str, Floats]]] = []
     for modality in (pairs["train"].modality, "text"):
-        own: dict[str, dict[str, Floats]] = {name: {} for name in selection.candidates[modality]}
+        features: dict[str, dict[str, Floats]] = {name: {} for name in selection.candidates[modality]}
         for tower in read(selection.recipe, modality, selection.candidates[modality], pairs["train"].texts, cache):
             for split, part in pairs.items():
                 items = part.texts if modality == "text" else part.media
                 for name, parts in tower.encode(items, cache, split).items():
-                    own[name][split] = np.concatenate(parts, axis=1)
-        result.append(own)
+                    features[name][split] = np.concatenate(parts, axis=1)
+        result.append(features)
     return result[0], result[1]
 
 
@@ -141,12 +143,12 @@ def tell(measured: Sequence[Measured], options: argparse.Namespace) -> dict[str,
     }
     result["pairs"] = len(measured)
     print(f"{'media':14}{'text':14}{'R@1':>7}{''.join(f'{measure:>12}' for measure in MEASURES)}")
-    for each in measured:
-        one = each.alignment
+    for pair in measured:
+        one = pair.alignment
         values = "".join(f"{getattr(one, measure):>12.4f}" for measure in MEASURES)
-        print(f"{one.media:14}{one.text:14}{each.r1:>7.2f}{values}{'  control' if each.control else ''}")
-        result[f"r1.{one.media}.{one.text}"] = round(each.r1, 2)
-    pretrained = [each for each in measured if not each.control]
+        print(f"{one.media:14}{one.text:14}{pair.r1:>7.2f}{values}{'  control' if pair.control else ''}")
+        result[f"r1.{one.media}.{one.text}"] = round(pair.r1, 2)
+    pretrained = [pair for pair in measured if not pair.control]
     print(
         f"\nSpearman's rho with R@1\n{'measure':14}{'all':>8}{'pretrained':>12}{'text':>8}{'media':>8}{'picks R@1':>12}"
     )
@@ -154,10 +156,10 @@ def tell(measured: Sequence[Measured], options: argparse.Namespace) -> dict[str,
         figures = {
             "all": _rho(measured, measure),
             "pretrained": _rho(pretrained, measure),
-            "text": _within(pretrained, measure, lambda each: each.alignment.media),
-            "media": _within(pretrained, measure, lambda each: each.alignment.text),
+            "text": _within(pretrained, measure, lambda pair: pair.alignment.media),
+            "media": _within(pretrained, measure, lambda pair: pair.alignment.text),
         }
-        picked = max(measured, key=lambda each: getattr(each.alignment, measure)).r1
+        picked = max(measured, key=lambda pair: getattr(pair.alignment, measure)).r1
         columns = [f"{'-' if rho is None else format(rho, '.3f')}" for rho in figures.values()]
         print(f"{measure:14}{columns[0]:>8}{columns[1]:>12}{columns[2]:>8}{columns[3]:>8}{picked:>12.2f}")
         result |= {f"rho.{measure}.{over}": value for over, value in figures.items()}
@@ -172,14 +174,14 @@ def tell(measured: Sequence[Measured], options: argparse.Namespace) -> dict[str,
 
 def _rho(measured: Sequence[Measured], measure: str) -> float | None:
     """Spearman's correlation; None where there are fewer than three pairs, or no differences to rank."""
-    values = [getattr(each.alignment, measure) for each in measured], [each.r1 for each in measured]
-    if len(measured) < 3 or any(len(set(own)) == 1 for own in values):
+    values = [getattr(pair.alignment, measure) for pair in measured], [pair.r1 for pair in measured]
+    if len(measured) < 3 or any(len(set(series)) == 1 for series in values):
         return None
     return round(float(spearmanr(*values).statistic), 4)
 
 
 def _within(measured: Sequence[Measured], measure: str, given: Callable[[Measured], str]) -> float | None:
-    parts = [[each for each in measured if given(each) == name] for name in dict.fromkeys(map(given, measured))]
+    parts = [[pair for pair in measured if given(pair) == name] for name in dict.fromkeys(map(given, measured))]
     rhos = [rho for part in parts if (rho := _rho(part, measure)) is not None]
     return round(float(np.mean(rhos)), 4) if rhos else None
 
@@ -199,4 +201,4 @@ def _short(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -91,8 +91,8 @@ def isthmus(name: str, bundle: Path, store: Path, *, cache: object = None, **set
             assert process.stdout is not None
             for line in process.stdout:
                 said.append(line.strip())
-                if found := _LISTENING.search(line):
-                    addresses.append(found[1])
+                if address := _LISTENING.search(line):
+                    addresses.append(address[1])
                     listening.set()
             listening.set()
 

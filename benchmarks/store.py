@@ -37,6 +37,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from benchmarks.clustered import QUERIES, Clustered
+from benchmarks.commands import finish, parser_of
 from benchmarks.inputs import Inputs
 from benchmarks.servers import environment
 from examples.demo import serving
@@ -78,9 +79,9 @@ def ingest(client: httpx2.Client, clustered: Clustered, count: int) -> float:
                     "id": f"item {first + place}",
                     "vector": base64.b64encode(vector.tobytes()).decode(),
                     "modality": "image",
-                    "metadata": held,
+                    "metadata": row,
                 }
-                for place, (vector, held) in enumerate(zip(vectors, metadata, strict=True))
+                for place, (vector, row) in enumerate(zip(vectors, metadata, strict=True))
             ]
             started = time.perf_counter()
             list(pool.map(post, [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]))
@@ -111,29 +112,32 @@ def truth(clustered: Clustered, count: int, queries: Vectors) -> dict[str, NDArr
     heaps: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
     for first, vectors, metadata in clustered.chunks(0, count):
         scores = queries @ vectors.T
-        for name, wanted in filters.items():
-            passing = np.array([_passes(wanted, held) for held in metadata])
-            own = np.where(passing, scores, -2.0)
-            best = np.argpartition(-own, COUNT, axis=1)[:, :COUNT]
-            held_scores, held = heaps.get(
+        for name, conditions in filters.items():
+            passing = np.array([_passes(conditions, row) for row in metadata])
+            passing_scores = np.where(passing, scores, -2.0)
+            best = np.argpartition(-passing_scores, COUNT, axis=1)[:, :COUNT]
+            held_scores, so_far = heaps.get(
                 name, (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
             )
-            merged = np.concatenate([held_scores, np.take_along_axis(own, best, 1)], axis=1)
-            numbers = np.concatenate([held, best + first], axis=1)
+            merged = np.concatenate([held_scores, np.take_along_axis(passing_scores, best, 1)], axis=1)
+            numbers = np.concatenate([so_far, best + first], axis=1)
             order = np.argsort(-merged, axis=1)[:, :COUNT]
             heaps[name] = (np.take_along_axis(merged, order, 1), np.take_along_axis(numbers, order, 1))
     return {name: numbers for name, (_, numbers) in heaps.items()}
 
 
-def _passes(wanted: dict[str, Any], held: dict[str, Any]) -> bool:
+def _passes(conditions: dict[str, Any], metadata: dict[str, Any]) -> bool:
     return all(
-        held[name] < value["$lt"] if isinstance(value, dict) else held[name] == value for name, value in wanted.items()
+        metadata[name] < value["$lt"] if isinstance(value, dict) else metadata[name] == value
+        for name, value in conditions.items()
     )
 
 
-def recall(found: Sequence[Sequence[int]], right: NDArray[np.int64]) -> float:
+def recall(results: Sequence[Sequence[int]], right: NDArray[np.int64]) -> float:
     return float(
-        np.mean([len(set(own) & set(best.tolist())) / len(best) for own, best in zip(found, right, strict=True)])
+        np.mean(
+            [len(set(result) & set(best.tolist())) / len(best) for result, best in zip(results, right, strict=True)]
+        )
     )
 
 
@@ -152,17 +156,17 @@ def peer(work: Path, clustered: Clustered, count: int, queries: Vectors, right: 
     (work / "vectors.npy").unlink()
     said = json.loads(output.splitlines()[-1])
     curve = [
-        [f"{ef}, refined {refine}" if refine > 1 else str(ef), round(recall(found, right), 4), round(p50, 3)]
-        for ef, refine, p50, _, found in said["curve"]
+        [f"{ef}, refined {refine}" if refine > 1 else str(ef), round(recall(recalled, right), 4), round(p50, 3)]
+        for ef, refine, p50, _, recalled in said["curve"]
     ]
     return {"name": f"LanceDB {said['version']}, IVF_HNSW_SQ", "built_s": round(said["built_s"], 1), "curve": curve}
 
 
 def compared(curve: list[list[Any]], own_recall: float, own_p50: float) -> dict[str, float | None]:
     """See the module. Null where it has answered nothing by then."""
-    in_time = [found for _, found, p50 in curve if p50 <= own_p50]
-    as_good = [p50 for _, found, p50 in curve if found >= own_recall]
-    best = max(curve, key=lambda each: each[1])
+    in_time = [recalled for _, recalled, p50 in curve if p50 <= own_p50]
+    as_good = [p50 for _, recalled, p50 in curve if recalled >= own_recall]
+    best = max(curve, key=lambda point: point[1])
     return {
         "peer.recall10": max(in_time, default=None),
         "peer.p50_ratio": round(own_p50 / (min(as_good) if as_good else best[2]), 3),
@@ -198,28 +202,28 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
         return [int(hit.item.id.removeprefix("item ")) for hit in hits]
 
     [file] = (work / "snapshot").glob("*.faiss")
-    found, against = await against_faiss(file, index, ask, queries)
-    figures |= {"hnsw.recall10": round(recall(found, right[""]), 4), **against}
+    results, against = await against_faiss(file, index, ask, queries)
+    figures |= {"hnsw.recall10": round(recall(results, right[""]), 4), **against}
     for name, raw in FILTERS.items():
         filter = parse(raw)
-        found, taken = await _timed(lambda query: ask(query, filter), queries)  # noqa: B023
-        figures[f"filtered.{name}.recall10"] = round(recall(found, right[name]), 4)
+        results, taken = await _timed(lambda query: ask(query, filter), queries)  # noqa: B023
+        figures[f"filtered.{name}.recall10"] = round(recall(results, right[name]), 4)
         figures[f"filtered.{name}.p50_ms"] = round(1e3 * float(np.median(taken)), 3)
         figures[f"filtered.{name}.p99_ms"] = round(1e3 * float(np.quantile(taken, 0.99)), 3)
     figures["curve"] = []
     for effort in (16, 32, 64, 128, 256):
-        found, taken = await _timed(lambda query: ask(query, None, Effort(ef_search=effort)), queries)  # noqa: B023
-        figures["curve"].append([effort, round(recall(found, right[""]), 4), round(1e3 * float(np.median(taken)), 3)])
+        results, taken = await _timed(lambda query: ask(query, None, Effort(ef_search=effort)), queries)  # noqa: B023
+        figures["curve"].append([effort, round(recall(results, right[""]), 4), round(1e3 * float(np.median(taken)), 3)])
     await store.close()
     return figures
 
 
 async def against_faiss(
-    file: Path, held: IndexSnapshot, ask: Callable[[Vectors], Awaitable[list[int]]], queries: Vectors
+    file: Path, snapshot: IndexSnapshot, ask: Callable[[Vectors], Awaitable[list[int]]], queries: Vectors
 ) -> tuple[list[list[int]], dict[str, float]]:
     """What the store found, and how long it took and FAISS did (see the module)."""
     faiss.omp_set_num_threads(1)
-    parameters = faiss.SearchParametersHNSW(efSearch=ef_search(Effort(), COUNT, 1.0, held.count))
+    parameters = faiss.SearchParametersHNSW(efSearch=ef_search(Effort(), COUNT, 1.0, snapshot.count))
     alone = faiss.read_index(str(file))
 
     def bare(query: Vectors, index: Any = alone) -> float:
@@ -227,20 +231,20 @@ async def against_faiss(
         index.search(query[None], COUNT, params=parameters)
         return time.perf_counter() - started
 
-    found: list[list[int]] = []
-    own, by_faiss, in_place = [], [], []
+    results: list[list[int]] = []
+    by_store, by_faiss, in_place = [], [], []
     for number, query in enumerate(queries):
         # In turns, so that what else the machine does falls on all alike. The store and FAISS on its memory have other
         # queries: the second would find in the cache what the first has read.
         by_faiss.append(bare(query))
         started = time.perf_counter()
-        found.append(await ask(query))
-        own.append(time.perf_counter() - started)
-        in_place.append(bare(queries[(number + len(queries) // 2) % len(queries)], held.index))
-    p50 = float(np.median(own))
-    return found, {
+        results.append(await ask(query))
+        by_store.append(time.perf_counter() - started)
+        in_place.append(bare(queries[(number + len(queries) // 2) % len(queries)], snapshot.index))
+    p50 = float(np.median(by_store))
+    return results, {
         "hnsw.p50_ms": round(1e3 * p50, 3),
-        "hnsw.p99_ms": round(1e3 * float(np.quantile(own, 0.99)), 3),
+        "hnsw.p99_ms": round(1e3 * float(np.quantile(by_store, 0.99)), 3),
         "hnsw.bare_p50_ms": round(1e3 * float(np.median(by_faiss)), 3),
         "hnsw.bare_p99_ms": round(1e3 * float(np.quantile(by_faiss, 0.99)), 3),
         "hnsw.over_bare_faiss": round(p50 / float(np.median(by_faiss)), 3),
@@ -275,14 +279,14 @@ def over_bare(bundle: Path, store: Path, count: int) -> dict[str, float]:
     }
 
 
-async def _busy(bare: Callable[[Vectors], Any], own: Callable[[Vectors], Awaitable[Any]], queries: Vectors) -> float:
+async def _busy(bare: Callable[[Vectors], Any], served: Callable[[Vectors], Awaitable[Any]], queries: Vectors) -> float:
     """Seconds for all queries over FAISS's own, with every core at work: a thread for each, twice as many callers."""
     cores = os.cpu_count() or 1
     places = asyncio.Semaphore(2 * cores)
 
     async def asked(query: Vectors) -> None:
         async with places:
-            await own(query)
+            await served(query)
 
     ratios = []
     with ThreadPoolExecutor(cores, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
@@ -298,17 +302,16 @@ async def _busy(bare: Callable[[Vectors], Any], own: Callable[[Vectors], Awaitab
 async def _timed(
     ask: Callable[[Vectors], Awaitable[list[int]]], queries: Vectors
 ) -> tuple[list[list[int]], list[float]]:
-    found, taken = [], []
+    results, taken = [], []
     for query in queries:
         started = time.perf_counter()
-        found.append(await ask(query))
+        results.append(await ask(query))
         taken.append(time.perf_counter() - started)
-    return found, taken
+    return results, taken
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=__doc__.split("\n")[0])
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
+    parser = parser_of("store", __doc__)
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--work", type=Path, help="keep the store there")
@@ -332,8 +335,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace, clustered: Clustered, work: Path) -> int:
     filled, said = work / "filled.json", {"vectors": options.vectors, "dimensions": clustered.dimensions}
     figures: dict[str, Any]
-    if filled.exists() and (held := json.loads(filled.read_text()))["vectors"] == options.vectors:
-        figures = held
+    if filled.exists() and (earlier := json.loads(filled.read_text()))["vectors"] == options.vectors:
+        figures = earlier
     else:
         work.mkdir(parents=True, exist_ok=True)
         figures = said | fill(options.bundle, work / "store", clustered, options.vectors)
@@ -369,11 +372,11 @@ def run(options: argparse.Namespace, clustered: Clustered, work: Path) -> int:
     for title, rows in (("this store, efSearch", curve), ("LanceDB, ef", theirs)):
         if rows:
             print(f"\n{title:24}{'recall@10':>12}{'p50 ms':>10}")
-        for effort, found, taken in rows:
-            print(f"{effort!s:24}{found:>12}{taken:>10}")
+        for effort, recalled, taken in rows:
+            print(f"{effort!s:24}{recalled:>12}{taken:>10}")
     print(json.dumps(figures))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -42,15 +42,15 @@ def main(vectors_path: str, queries_path: str, folder: str) -> None:
     table: Any = lancedb.connect(folder).open_table("vectors")
     curve = []
     for ef, refine in EFFORTS:
-        found, taken = [], []
+        results, taken = [], []
         for query in queries:
             started = time.perf_counter()
             asked = table.search(query).distance_type("dot").select(["number", "_distance"]).limit(COUNT).ef(ef)
             rows = (asked if refine == 1 else asked.refine_factor(refine)).to_arrow()
             taken.append(time.perf_counter() - started)
-            found.append(rows["number"].to_pylist())
+            results.append(rows["number"].to_pylist())
         p50, p99 = (1_000 * float(np.quantile(taken, at)) for at in (0.5, 0.99))
-        curve.append([ef, refine, p50, p99, found])
+        curve.append([ef, refine, p50, p99, results])
     print(json.dumps({"version": version("lancedb"), "built_s": json.loads(built.read_text()), "curve": curve}))
 
 

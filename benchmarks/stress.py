@@ -97,8 +97,8 @@ def _mixed(server: Server, model: str) -> list[bytes]:
     """Some thousands of requests in no order, all different."""
     rng = random.Random(0)
     texts = iter(real.captions())
-    images = [{"image": real.in_base64(each)} for each in real.jpegs(300)]
-    sounds = [{"audio": real.in_base64(each)} for each in real.sounds(100)]
+    images = [{"image": real.in_base64(jpeg)} for jpeg in real.jpegs(300)]
+    sounds = [{"audio": real.in_base64(sound)} for sound in real.sounds(100)]
     labels = ["a dog", "people", "a car", "the sea", "a bird"]
 
     def some(kind: str) -> tuple[str, dict[str, Any]]:

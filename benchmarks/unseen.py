@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from training import pipeline
-from training.features import default_cache
+from training.files import default_cache
 from training.fit.hubs import with_querybank
 from training.fit.ladder import train
 from training.heads.concepts import named

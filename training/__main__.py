@@ -135,7 +135,7 @@ _MODULES = {
     "doctor": (doctor, "say what a recipe needs and lacks before it starts"),
     "embed": (embed, "embed huge sets offline, into Parquet that the service loads"),
     "evaluate": (evaluation, "measure a recipe's projectors on its test splits, or a bundle on any data"),
-    "distill": (distill, "train a small student of a frozen encoder, and export it as ONNX"),
+    "distill": (distill, "train a small student of a frozen encoder of sounds, and export it as ONNX"),
     "import": (importing, "make a bundle of a CLIP, SigLIP, CLAP or text model, without training"),
     "merge": (merge, "average two projectors that were trained from one initialisation"),
     "select": (selection, "rank pairs of encoders by how alike they are"),

@@ -112,11 +112,11 @@ class WaveformEncoder(nn.Module):
                 x = layer(x)
         projected = self.model["projection"](x.transpose(1, 2))
         states = projected[0] if isinstance(projected, tuple) else projected
-        own = torch.arange(states.shape[1], device=states.device)[None] < lengths[:, None]
+        inside = torch.arange(states.shape[1], device=states.device)[None] < lengths[:, None]
         with warnings.catch_warnings():
             # WavLM gives torch a mask of another type than its position biases.
             warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
-            states = self.model["encoder"](states, attention_mask=own).last_hidden_state
+            states = self.model["encoder"](states, attention_mask=inside).last_hidden_state
         return _mean(states, lengths)
 
 
@@ -130,15 +130,15 @@ def samples_of_a_frame(geometry: Sequence[tuple[int, int]]) -> int:
 
 def _mean(states: Tensor, lengths: Tensor) -> Tensor:
     """Mean of states (P, T, d) over each row's first `lengths` (P,)."""
-    own = torch.arange(states.shape[1], device=states.device)[None] < lengths[:, None]
-    weights = own.to(states.dtype) / lengths[:, None].to(states.dtype)
+    inside = torch.arange(states.shape[1], device=states.device)[None] < lengths[:, None]
+    weights = inside.to(states.dtype) / lengths[:, None].to(states.dtype)
     return (weights[:, None] @ states)[:, 0]
 
 
 def _normalised(x: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
     """A group norm with a group per channel of x (P, channels, T), over each row's first `lengths` (P,) alone."""
-    own = (torch.arange(x.shape[2], device=x.device)[None] < lengths[:, None])[:, None].to(x.dtype)
+    inside = (torch.arange(x.shape[2], device=x.device)[None] < lengths[:, None])[:, None].to(x.dtype)
     count = lengths[:, None, None].to(x.dtype)
-    mean = (x * own).sum(2, keepdim=True) / count
-    variance = ((x - mean) ** 2 * own).sum(2, keepdim=True) / count
+    mean = (x * inside).sum(2, keepdim=True) / count
+    variance = ((x - mean) ** 2 * inside).sum(2, keepdim=True) / count
     return (x - mean) / torch.sqrt(variance + norm.eps) * norm.weight[:, None] + norm.bias[:, None]

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,9 +30,10 @@ from training.audio_encoders import AudioEncoder, ClapEncoder, WaveformEncoder, 
 from training.encode import efficientnet_lite, mobilenet_sounds, open_clip
 from training.encode.endpoint import Endpoint
 from training.graphs import session
-from training.image_encoders import ClipEncoder, PooledEncoder, SiglipEncoder
+from training.image_encoders import ClipEncoder, PooledEncoder, SiglipEncoder, pooled
 from training.preprocessors import (
     LOCAL,
+    EncoderError,
     Pooling,
     audio_preprocessing,
     dense_layer,
@@ -45,7 +46,6 @@ from training.preprocessors import (
     transformer_folder,
     transformers_tokenizer,
 )
-from training.preprocessors import EncoderError as EncoderError
 from training.recipe import BesideSource, EncoderSource, Recipe
 from training.text_encoders import TWO_TOWERS, SentenceText, two_tower_text
 
@@ -124,9 +124,11 @@ class SideBySide(nn.Module):
 def side_by_side(vectors: Sequence[Tensor], concepts: int) -> Tensor:
     """Vectors (B, d + C) of several encoders → (B, Σd + C): features side by side, then the mean of the C scores."""
     width = [vector.shape[1] - concepts for vector in vectors]
-    parts = [vector[:, :own] for vector, own in zip(vectors, width, strict=True)]
+    parts = [vector[:, :features] for vector, features in zip(vectors, width, strict=True)]
     if concepts:
-        parts.append(torch.stack([vector[:, own:] for vector, own in zip(vectors, width, strict=True)]).mean(0))
+        parts.append(
+            torch.stack([vector[:, features:] for vector, features in zip(vectors, width, strict=True)]).mean(0)
+        )
     return torch.cat(parts, -1)
 
 
@@ -180,8 +182,8 @@ def _merged(encoder: nn.Module, spec: ImagePreprocessing, cells: int) -> MergedT
     if high * wide != count or cells not in grids:
         near = ", ".join(map(str, sorted(sorted(grids), key=lambda other: abs(other - cells))[:4]))
         raise EncoderError(f"encoders.image.tokens: {cells} make no grid of its {high} × {wide}: choose among {near}")
-    each = torch.eye(count).reshape(count, 1, high, wide)
-    grid = adaptive_avg_pool2d(each, grids[cells]).reshape(count, cells).T.contiguous()
+    cells_alone = torch.eye(count).reshape(count, 1, high, wide)
+    grid = adaptive_avg_pool2d(cells_alone, grids[cells]).reshape(count, cells).T.contiguous()
     return MergedTokens(encoder, grid).eval()
 
 
@@ -189,16 +191,16 @@ class Adapted(nn.Module):
     """An image encoder for pixels (B, 3, H, W) that were prepared for another, brought to its size and statistics."""
 
     def __init__(
-        self, encoder: nn.Module, given: ImagePreprocessing, own: ImagePreprocessing, size: int | None
+        self, encoder: nn.Module, given: ImagePreprocessing, needed: ImagePreprocessing, size: int | None
     ) -> None:
         super().__init__()
         self.encoder, self.resized = encoder, size is not None and (size, size) != (given.height, given.width)
         if size is not None and self.resized:
             self.register_buffer("down", _resize(given.height, size), persistent=False)
             self.register_buffer("across", _resize(given.width, size).T, persistent=False)
-        factor = torch.tensor(given.std) / torch.tensor(own.std)
-        offset = (torch.tensor(given.mean) - torch.tensor(own.mean)) / torch.tensor(own.std)
-        self.changed = given.mean != own.mean or given.std != own.std
+        factor = torch.tensor(given.std) / torch.tensor(needed.std)
+        offset = (torch.tensor(given.mean) - torch.tensor(needed.mean)) / torch.tensor(needed.std)
+        self.changed = given.mean != needed.mean or given.std != needed.std
         self.register_buffer("factor", factor[:, None, None], persistent=False)
         self.register_buffer("offset", offset[:, None, None], persistent=False)
 
@@ -231,16 +233,14 @@ class ImageEncoder(nn.Module):
         output = _run(self.model, self.layers, pixels)
         states = output.last_hidden_state
         if states.dim() == 4:  # a convolutional map (B, d, h, w): each cell is a local vector
-            pooled = output.pooler_output.flatten(1)
-            whole = torch.cat([*_pooled_maps(output, self.layers), pooled, *_scores(self.classifier, pooled)], -1)
+            features = output.pooler_output.flatten(1)
+            lower = [output.hidden_states[layer].mean((2, 3)) for layer in self.layers]
+            whole = torch.cat([*lower, features, *([] if self.classifier is None else [self.classifier(features)])], -1)
             return whole, whole[:, None] if self.layers else states.flatten(2).transpose(1, 2)
         states = torch.cat([*(output.hidden_states[layer] for layer in self.layers), states], -1)
         registers = getattr(self.model.config, "num_register_tokens", 0)
-        whole, local = states[:, 0], states[:, 1 + registers :]
-        if self.pooling in ("mean", "both"):
-            mean = local.mean(1)
-            whole = mean if self.pooling == "mean" else torch.cat([whole, mean], -1)
-        return whole, local
+        local = states[:, 1 + registers :]
+        return pooled(states[:, 0], local, self.pooling), local
 
 
 class TextEncoder(nn.Module):
@@ -303,14 +303,6 @@ def sentence(states: Tensor, weights: Tensor, pooling: str, unit: bool) -> Tenso
 
 def _run(model: nn.Module, layers: list[int], *inputs: Tensor, **named: Tensor) -> Any:
     return model(*inputs, **named, **({"output_hidden_states": True} if layers else {}))
-
-
-def _scores(classifier: Classifier | None, pooled: Tensor) -> list[Tensor]:
-    return [] if classifier is None else [classifier(pooled)]
-
-
-def _pooled_maps(output: Any, layers: list[int]) -> list[Tensor]:
-    return [output.hidden_states[layer].mean((2, 3)) for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -394,8 +386,8 @@ def load_encoder(recipe: Recipe, modality: Modality) -> FrozenEncoder:
     )
     if not others or source.scales:
         return whole
-    own = _identity(first, source.model_copy(update={"beside": []}), unit)
-    alone = [(first, own), *((module, identity) for _, module, identity in others)]
+    first_identity = _identity(first, source.model_copy(update={"beside": []}), unit)
+    alone = [(first, first_identity), *((module, identity) for _, module, identity in others)]
     parts = [
         replace(whole, module=module, weights_sha256=identity, width=_width(module, preprocessing))
         for module, identity in alone
@@ -447,9 +439,9 @@ def _beside(
         identity = f"{weights_sha256(wrapper)}:{other.layers}:{source.pooling}"
         if modality == "image":
             given = _changed(source, _image_preprocessing(folder, config))
-            own = _image_preprocessing(place, other_config)
-            wrapper = Adapted(wrapper, given, own, other.size)
-            identity += f":{other.size}:{own.mean}:{own.std}"
+            needed = _image_preprocessing(place, other_config)
+            wrapper = Adapted(wrapper, given, needed, other.size)
+            identity += f":{other.size}:{needed.mean}:{needed.std}"
         encoders.append((name, wrapper.eval().requires_grad_(False), hashlib.sha256(identity.encode()).hexdigest()))
     return encoders
 
@@ -469,7 +461,7 @@ def _wrapped(
     if modality == "text" and model.config.model_type in TWO_TOWERS:
         wrapper: Any = two_tower_text(model, transformers_tokenizer(folder))
     else:
-        wrapper = _MODULES[modality](model, pooling, layers)
+        wrapper = _module(model, modality, pooling, layers)
     if not scored:
         return wrapper, (), model.config
     names = model.config.id2label
@@ -481,8 +473,13 @@ def _wrapped(
 
 def _linear_classifier(folder: Path, modality: Modality, model: Any) -> nn.Module:
     """The classifier of a transformers folder, which must read the pooled features alone. Raises EncoderError."""
-    whole = _load_classifier(folder)
-    linear: Any = getattr(whole, "classifier", None)
+    from transformers import AutoModelForImageClassification
+
+    whole, report = AutoModelForImageClassification.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **LOCAL
+    )
+    _refuse_missing(folder, report["missing_keys"])
+    linear: Any = getattr(whole.eval(), "classifier", None)
     example = torch.rand(2, *((3, 64, 64) if modality == "image" else (1, 96, 64)))
     with torch.inference_mode():
         try:
@@ -494,48 +491,24 @@ def _linear_classifier(folder: Path, modality: Modality, model: Any) -> nn.Modul
     return cast(nn.Module, linear)
 
 
-def _image_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
+def _module(model: Any, modality: Modality, pooling: str | None, layers: Sequence[int]) -> nn.Module:
+    """The wrapper that gives a model's features."""
     match model.config.model_type:
-        case "align" | "vision-text-dual-encoder":
+        case "align" | "vision-text-dual-encoder" if modality == "image":
             return PooledEncoder(model)
-        case "chinese_clip" | "clip" | "clip_vision_model":
+        case "chinese_clip" | "clip" | "clip_vision_model" if modality == "image":
             return ClipEncoder(model, pooling)
-        case "siglip" | "siglip_vision_model":
+        case "siglip" | "siglip_vision_model" if modality == "image":
             return SiglipEncoder(model, pooling)
-    return ImageEncoder(model, pooling, layers)
-
-
-def _audio_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
-    match model.config.model_type:
-        case "clap" | "clap_audio_model":
+        case "clap" | "clap_audio_model" if modality == "audio":
             return ClapEncoder(model)
-        case "whisper":
+        case "whisper" if modality == "audio":
             return WhisperEncoder(model, layers)
-        case "wav2vec2" | "hubert" | "wavlm":
+        case "wav2vec2" | "hubert" | "wavlm" if modality == "audio":
             return WaveformEncoder(model)
-    return AudioEncoder(model, layers)
-
-
-def _text_module(model: Any, pooling: str | None, layers: Sequence[int]) -> nn.Module:
-    return TextEncoder(model, layers)
-
-
-_MODULES: dict[str, Callable[[Any, str | None, Sequence[int]], Any]] = {
-    "image": _image_module,
-    "audio": _audio_module,
-    "text": _text_module,
-}
-
-
-def _load_classifier(folder: Path) -> Any:
-    from transformers import AutoModelForImageClassification
-
-    model, report = AutoModelForImageClassification.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **LOCAL
-    )
-    if report["missing_keys"]:
-        raise EncoderError(f"{folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])} …")
-    return model.eval()
+    if modality == "image":
+        return ImageEncoder(model, pooling, layers)
+    return AudioEncoder(model, layers) if modality == "audio" else TextEncoder(model, layers)
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -601,10 +574,10 @@ def _resolve(recipe: Recipe, source: EncoderSource | BesideSource) -> tuple[Path
     if source.folder is not None:
         return recipe.path(source.folder) / source.subfolder, source.folder.name
     if source.package is not None:
-        found = importlib.util.find_spec(source.package)
-        if found is None or not found.submodule_search_locations:
+        spec = importlib.util.find_spec(source.package)
+        if spec is None or not spec.submodule_search_locations:
             raise EncoderError(f"the package {source.package} is not installed")
-        return Path(found.submodule_search_locations[0]) / source.subfolder, source.package
+        return Path(spec.submodule_search_locations[0]) / source.subfolder, source.package
     from huggingface_hub import snapshot_download  # only a hub id needs a network
 
     assert isinstance(source, EncoderSource) and source.hub is not None
@@ -646,12 +619,15 @@ def load_model(folder: Path) -> Any:
         raise EncoderError(f"{unread}: {said(error)}") from None
     finally:
         logging.set_verbosity(level)
-    absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
-    if absent:
-        raise EncoderError(f"{folder} lacks weights: {', '.join(sorted(absent)[:3])} …")
+    _refuse_missing(folder, [key for key in report["missing_keys"] if not key.startswith("pooler.")])
     if hasattr(model, "pooler") and isinstance(model.pooler, nn.Module) and report["missing_keys"]:
         model.pooler = None  # random weights would make the hash, and so the cache key, random
     return model
+
+
+def _refuse_missing(folder: Path, keys: Collection[str]) -> None:
+    if keys:
+        raise EncoderError(f"{folder} lacks weights: {', '.join(sorted(keys)[:3])} …")
 
 
 def _changed(source: EncoderSource, spec: T) -> T:

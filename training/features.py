@@ -38,7 +38,6 @@ from training.encode.augment import GENERATION, View, augmented
 from training.encode.store import KEY_BYTES, Keys, Ragged, Rows, Store, as_keys, places
 from training.encoders import FrozenEncoder, Pooled, example_inputs, side_by_side
 from training.errors import TrainingError
-from training.files import default_cache as default_cache
 from training.graphs import onnx_bytes, session
 
 Item = Medium | View | str
@@ -249,15 +248,15 @@ def _encode(
             batches = [good] if good else []
             while batches:
                 batch = batches.pop()
-                own = [place for place, _ in batch]
+                places_of = [place for place, _ in batch]
                 rows = run([one for _, one in batch])
                 if _held(rows, store.largest):
-                    writer.add(keys[own], _own_tokens(rows))
+                    writer.add(keys[places_of], _own_tokens(rows))
                 elif len(batch) > 1:  # one item's NaN reaches the others of its batch
                     batches = [[one] for one in batch]
                 else:
                     reason = f"{encoder.source} gives it features that are no numbers, or beyond ±{store.largest:.5g}"
-                    refuse(own[0], FeatureError(f"{items[own[0]]}: {reason}"))
+                    refuse(places_of[0], FeatureError(f"{items[places_of[0]]}: {reason}"))
             bar.update(len(prepared))
 
 
@@ -273,8 +272,8 @@ def _own_tokens(rows: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
     if "tokens" not in rows:
         return {"pooled": rows["pooled"]}
     counts = (rows["weights"] > 0).sum(1)
-    tokens = [own[:count] for own, count in zip(rows["tokens"], counts, strict=True)]
-    weights = [own[:count] for own, count in zip(rows["weights"], counts, strict=True)]
+    tokens = [row[:count] for row, count in zip(rows["tokens"], counts, strict=True)]
+    weights = [row[:count] for row, count in zip(rows["weights"], counts, strict=True)]
     return {"pooled": rows["pooled"], "tokens": tokens, "weights": weights}
 
 
@@ -373,14 +372,14 @@ def _order(encoder: FrozenEncoder, items: Sequence[Item]) -> NDArray[np.int64]:
     return np.argsort([len(str(item)) for item in items], kind="stable")
 
 
-def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
+def preparer(encoder: FrozenEncoder, role: Literal["query", "passage"] = "query") -> Callable[[Item], Any]:
     """The contract's preprocessing of one item, as the service does it. The callable raises FeatureError."""
     spec = encoder.preprocessing
     tokenizer = None
     if isinstance(spec, ImagePreprocessing):
         at_size = spec.model_copy(update={"resize": "squash", "shortest_edge": None, "squashed": None})
     if isinstance(spec, EndpointPreprocessing):
-        return lambda item: spec.prefixed(str(item), "query")
+        return lambda item: spec.prefixed(str(item), role)
     if isinstance(spec, TextPreprocessing):
         assert encoder.tokenizer is not None
         try:
@@ -401,7 +400,7 @@ def preparer(encoder: FrozenEncoder) -> Callable[[Item], Any]:
             if isinstance(spec, ArrayPreprocessing):
                 return spec.read(item_bytes(item))
             assert tokenizer is not None
-            return tokenizer.encode(spec.prefixed(str(item), "query"))
+            return tokenizer.encode(spec.prefixed(str(item), role))
         except (InputError, OSError) as error:
             raise FeatureError(f"{item}: {error}") from None
 

@@ -1,14 +1,17 @@
 """Torch modules as ONNX programs, and sessions that run them beside other work."""
 
-import io
+import logging
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -17,24 +20,36 @@ from service.contract.bundle import EARLIER_ROWS, ROWS
 HEAD = "head/"
 """How the names of a projector's nodes begin, in every graph that `training.bundle.export` writes."""
 _LARGE = 1_024  # numbers
+_OPSET = 20
+
+
+def to_onnx(
+    module: nn.Module, arrays: Sequence[NDArray[Any]], inputs: Sequence[str], outputs: Sequence[str], shapes: Any
+) -> ModelProto:
+    """A module as a graph, traced on example arrays; `shapes` says what of each input is dynamic."""
+    # The exporter warns of its own deprecations, and that torchvision, which is not used, is absent.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
+        program = torch.onnx.export(
+            module,
+            tuple(torch.from_numpy(array) for array in arrays),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(shapes),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
 
 
 def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_names: str | Sequence[str]) -> bytes:
     """One self-contained ONNX program with a dynamic first dimension."""
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=[input_name],
-        output_names=[output_names] if isinstance(output_names, str) else list(output_names),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=20,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    stream = io.BytesIO()
-    program.save(stream, external_data=False)  # type: ignore[arg-type]
-    written = onnx.load_from_string(stream.getvalue())
+    outputs = [output_names] if isinstance(output_names, str) else output_names
+    written = to_onnx(model, [example.numpy()], [input_name], outputs, [{0: torch.export.Dim("batch")}])
     for node in written.graph.node:
         del node.metadata_props[:]  # where in whose folders the exporter found it
     whole: bytes = written.SerializeToString()
@@ -44,7 +59,11 @@ def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_names:
 def half_stored(program: bytes) -> bytes:
     """Returns the graph with its larger weights kept in float16, and cast where they are used: half the file."""
     model = onnx.load_from_string(program)
-    large = [each for each in model.graph.initializer if each.data_type == TensorProto.FLOAT and _size(each) > _LARGE]
+    large = [
+        weights
+        for weights in model.graph.initializer
+        if weights.data_type == TensorProto.FLOAT and _size(weights) > _LARGE
+    ]
     casts = []
     for tensor in large:
         name = f"{tensor.name}/half"
@@ -62,10 +81,10 @@ def half_stored(program: bytes) -> bytes:
 
 def whole_weights(model: ModelProto) -> ModelProto:
     """Undo half_stored: weights that are cast from float16 become float32 weights, as quantisation looks for them."""
-    held = {each.name: each for each in model.graph.initializer if each.data_type == TensorProto.FLOAT16}
+    halves = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
     for node in list(model.graph.node):
-        if node.op_type == "Cast" and node.input[0] in held:
-            half = held[node.input[0]]
+        if node.op_type == "Cast" and node.input[0] in halves:
+            half = halves[node.input[0]]
             array = numpy_helper.to_array(half).astype(np.float32)
             model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
             model.graph.initializer.remove(half)
@@ -101,7 +120,7 @@ def without_earlier_rows(model: ModelProto) -> int | None:
     _read_instead(model, {concat.output[0]}, ROWS)
     graph.node.remove(concat)
     graph.input.remove(given)
-    graph.initializer.remove(next(each for each in graph.initializer if each.name == EARLIER_ROWS))
+    graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == EARLIER_ROWS))
     return int(given.type.tensor_type.shape.dim[1].dim_value)
 
 
@@ -128,21 +147,21 @@ def _read_instead(model: ModelProto, names: set[str], other: str) -> None:
 
 
 def _to_float(cast: NodeProto) -> bool:
-    return any(each.name == "to" and each.i == TensorProto.FLOAT for each in cast.attribute)
+    return any(attribute.name == "to" and attribute.i == TensorProto.FLOAT for attribute in cast.attribute)
 
 
 def _size(tensor: TensorProto) -> int:
     return math.prod(tensor.dims)
 
 
-def session(program: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Opens a graph on the CPU, with threads that sleep while they wait: beside another job, spinning takes its
-    cores for nothing.
+def session(program: Path | bytes, threads: int = 0, gpu: bool = False) -> onnxruntime.InferenceSession:
+    """Opens a graph on the CPU, or with `gpu` on a GPU where there is one; 0: as many threads as there are cores.
 
-    0: as many threads as there are cores.
+    Threads sleep while they wait: beside another job, spinning takes its cores for nothing.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # it warns of inputs that may be left out
-    return onnxruntime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
+    cuda = ["CUDAExecutionProvider"] if gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers() else []
+    return onnxruntime.InferenceSession(program, options, providers=[*cuda, "CPUExecutionProvider"])

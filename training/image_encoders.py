@@ -9,6 +9,13 @@ import torch
 from torch import Tensor, nn
 
 
+def pooled(cls: Tensor, local: Tensor, pooling: str | None) -> Tensor:
+    """A CLS state (B, d), the mean of local vectors (B, N, d), or, for `both`, the two side by side."""
+    if pooling not in ("mean", "both"):
+        return cls
+    return local.mean(1) if pooling == "mean" else torch.cat([cls, local.mean(1)], -1)
+
+
 class ClipEncoder(nn.Module):
     """CLIP's and Chinese-CLIP's vision model: its normalised CLS state, and patches likewise.
 
@@ -25,11 +32,7 @@ class ClipEncoder(nn.Module):
         states = self.model.post_layernorm(self.model(pixels).last_hidden_state)
         if self.projection is not None:
             states = self.projection(states)
-        whole, local = states[:, 0], states[:, 1:]
-        if self.pooling in ("mean", "both"):
-            mean = local.mean(1)
-            whole = mean if self.pooling == "mean" else torch.cat([whole, mean], -1)
-        return whole, local
+        return pooled(states[:, 0], states[:, 1:], self.pooling), states[:, 1:]
 
 
 class SiglipEncoder(nn.Module):

@@ -26,6 +26,8 @@ SUFFIXES = {
     "audio": {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"},
     "array": {".npy"},
 }
+FILE_COLUMNS = ("file", "path", "filename", "file_name", "image", "audio", "media")
+"""What the column of files is called in tables that no recipe describes."""
 BROKEN = 0.1
 """Share of a set that may be broken: beyond it, it is another set than was meant."""
 _TOLD = 10  # broken samples that are named
@@ -237,7 +239,7 @@ def table_rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[s
 
 def table_files(recipe: Recipe, name: str, source: PairSource) -> list[str]:
     """The files that a source's tables name; globs and addresses are resolved. Raises PairError for one without any."""
-    found: list[str] = []
+    named: list[str] = []
     for pattern in source.tables:
         try:
             files = shards.files(pattern, recipe.data.root)
@@ -247,8 +249,8 @@ def table_files(recipe: Recipe, name: str, source: PairSource) -> list[str]:
         if absent is not None or not files:
             what = f"{absent} is not there" if absent else f"{pattern} matches no file"
             raise PairError(f"pairs.{name}: {what}; set data.root (--set data.root=… or ISTHMUS_DATA)")
-        found += files
-    return found
+        named += files
+    return named
 
 
 def _shard_rows(name: str, source: PairSource, files: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -16,21 +16,23 @@ from training.bundle.quantised import quantised
 from training.data.leaks import subset, without_leaks
 from training.distributed import Ranks, joined
 from training.encoders import FrozenEncoder, load_encoder
-from training.features import FeatureError, Item, cached_features, default_cache, with_views
+from training.features import FeatureError, Item, cached_features, with_views
+from training.files import default_cache
 from training.fit.abstention import learn
 from training.fit.hubs import uncorrected, with_querybank
-from training.fit.ladder import Prepared, Trained, label_prompts, load_projectors, project, save_projectors, train
+from training.fit.ladder import train
 from training.heads.captions import caption_features, text_head
 from training.heads.concepts import named
 from training.heads.projector import Head
-from training.heads.trained import licences_of
+from training.heads.trained import Trained, licences_of, load_projectors, save_projectors
 from training.measure.emergent import emergent_figures
 from training.measure.gap import Paired, gap_figures
 from training.measure.intervals import interval
 from training.measure.page import write_page
+from training.measure.prepared import Prepared
 from training.measure.ranks import class_vectors, with_prompts, word_precision
 from training.measure.results import Labelled, Result, captioned, figures_of, labelled
-from training.measure.validation import Data
+from training.measure.validation import Data, label_prompts, project
 from training.pairs import BROKEN, SUFFIXES, PairError, Pairs, Split, read_pairs
 from training.recipe import EmergentSpec, Recipe
 
@@ -205,7 +207,7 @@ def evaluate(recipe: Recipe, frozen: Encoders, data: Data, trained: Trained, cac
         figures |= _emergent(name, spec, data, trained)
     figures |= gap_figures(paired["test"], paired["validation"], trained.means)
     figures["temperature"] = round(trained.temperature, 5)
-    figures |= {f"abstention.{kind}.auroc": round(each.auroc, 4) for kind, each in trained.abstention.items()}
+    figures |= {f"abstention.{kind}.auroc": round(detector.auroc, 4) for kind, detector in trained.abstention.items()}
     figures |= trained.ladder
     work.mkdir(parents=True, exist_ok=True)
     (work / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
@@ -239,10 +241,10 @@ def _emergent(name: str, spec: EmergentSpec, data: Data, trained: Trained) -> di
 
 def _classes(recipe: Recipe, frozen: Encoders, trained: Trained, test: Pairs, cache: Path) -> NDArray[np.float32]:
     """A vector per class: of its own prompts where the recipe has some, else of its name in the templates."""
-    own = recipe.pairs[test.name].prompts
-    if unknown := sorted(set(own) - set(test.classes)):
+    prompts_of = recipe.pairs[test.name].prompts
+    if unknown := sorted(set(prompts_of) - set(test.classes)):
         raise PairError(f"pairs.{test.name}.prompts: {unknown[0]} is none of its classes")
-    rows = [(index, prompt) for index, label in enumerate(test.classes) for prompt in own.get(label, [])]
+    rows = [(index, prompt) for index, label in enumerate(test.classes) for prompt in prompts_of.get(label, [])]
 
     def encoded(prompts: Sequence[str]) -> NDArray[np.float32]:
         tokens, what = recipe.projector.needs_tokens, f"{test.name} prompts"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,44 +29,7 @@ from training.files import default_cache, write
 from training.text_encoders import POOLINGS, TWO_TOWERS, Dense
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-_CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
-_HALF = ([0.5] * 3, [0.5] * 3)
-_CROPPED = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
-# What each processor takes where its file is silent, as older files are; `square`: a lone number is both sides.
-_PROCESSORS: dict[str, dict[str, Any]] = {
-    "ViT": {"resample": 2, "stats": _HALF, "size": {"height": 224, "width": 224}, "square": True},
-    "Siglip": {"resample": 3, "stats": _HALF, "size": {"height": 224, "width": 224}},
-    "CLIP": {"resample": 3, "stats": _CLIP, "size": {"shortest_edge": 224}, **_CROPPED},
-    "ChineseCLIP": {"resample": 3, "stats": _CLIP, "size": {"shortest_edge": 224}, **_CROPPED},
-    "Bit": {"resample": 3, "stats": _CLIP, "size": {"shortest_edge": 224}, **_CROPPED},
-    "ConvNext": {"resample": 3, "stats": _HALF, "size": {"shortest_edge": 384}, "crop_pct": 224 / 256},
-    "EfficientNet": {
-        "resample": 3,
-        "stats": _HALF,
-        "size": {"height": 346, "width": 346},
-        "crop_size": {"height": 289, "width": 289},
-        "include_top": True,
-    },
-    "MobileNetV1": {"resample": 2, "stats": _HALF, "size": {"shortest_edge": 256}, **_CROPPED},
-    "MobileNetV2": {"resample": 2, "stats": _HALF, "size": {"shortest_edge": 256}, **_CROPPED},
-}
-# The processor of a model whose file does not name one.
-_OF_MODEL = {
-    "align": "EfficientNet",
-    "vit": "ViT",
-    "siglip": "Siglip",
-    "siglip_vision_model": "Siglip",
-    "clip": "CLIP",
-    "clip_vision_model": "CLIP",
-    "chinese_clip": "ChineseCLIP",
-    "dinov2": "Bit",
-    "dinov2_with_registers": "Bit",
-    "convnext": "ConvNext",
-    "convnextv2": "ConvNext",
-    "resnet": "ConvNext",
-    "mobilenet_v1": "MobileNetV1",
-    "mobilenet_v2": "MobileNetV2",
-}
+_PROCESSORS = ("ViT", "Siglip", "CLIP", "ChineseCLIP", "Bit", "ConvNext", "EfficientNet", "MobileNetV1", "MobileNetV2")
 Pooling = Literal["mean", "cls", "both", "last"]
 _POOLING: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 Hearing = LogMelPatches | LogMelWindows | Waveforms
@@ -99,22 +63,26 @@ def image_preprocessing(folder: Path, model_type: str) -> ImagePreprocessing:
     stated = _processor_settings(folder, "image_processor")
     if not stated:
         raise EncoderError(f"{folder} holds no preprocessor_config.json")
+    import transformers
+
+    stated = {key: value for key, value in stated.items() if value is not None}
     where = f"{folder}: {model_type}: preprocessor_config.json"
     kind = _processor(stated, model_type)
     if kind not in _PROCESSORS:
         raise EncoderError(f"{where}: image_processor_type {kind} is not read here ({', '.join(_PROCESSORS)} are)")
-    config = _PROCESSORS[kind] | {key: value for key, value in stated.items() if value is not None}
-    if not config.get("do_resize", True):
+    if stated.get("resample", 2) not in _RESAMPLE:
+        raise EncoderError(f"{where}: resample {stated['resample']} is none of Pillow's")
+    # transformers knows what each processor takes where its file is silent, as older files are.
+    try:
+        processor = getattr(transformers, f"{kind}ImageProcessorPil")(**stated)
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"{where}: {said(error)}") from None
+    if not processor.do_resize:
         raise EncoderError(f"{where}: do_resize is false: pictures would come in any size")
-    size, crop = config["size"], config.get("crop_size", {})
-    if isinstance(size, int):
-        size = {"height": size, "width": size} if config.get("square") else {"shortest_edge": size}
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    size, crop = _sides(processor.size), _sides(getattr(processor, "crop_size", None))
     if set(size) not in ({"height", "width"}, {"shortest_edge"}):
         raise EncoderError(f"{where}: size {size}: only height and width, or shortest_edge alone, are read here")
-    if config["resample"] not in _RESAMPLE:
-        raise EncoderError(f"{where}: resample {config['resample']} is none of Pillow's")
-    shortest, cropped = size.get("shortest_edge"), config.get("do_center_crop", False)
+    shortest, cropped = size.get("shortest_edge"), getattr(processor, "do_center_crop", None)
     if shortest is None and "do_center_crop" not in stated:
         cropped = False  # the crop that processors take by default belongs to a shortest edge
     final = crop if cropped else size
@@ -124,21 +92,20 @@ def image_preprocessing(folder: Path, model_type: str) -> ImagePreprocessing:
             raise EncoderError(f"{where}: size {size}: a ConvNext processor takes shortest_edge, and crops by crop_pct")
         final = {"height": shortest, "width": shortest}
         # Below 384 it crops; from there on it squashes.
-        shortest = int(shortest / config["crop_pct"]) if shortest < 384 else None
+        shortest = int(shortest / processor.crop_pct) if shortest < 384 else None
     elif shortest is None and cropped and crop != size:
         squashed = (size["height"], size["width"])
     if "height" not in final:
         raise EncoderError(f"{where} fixes no input size: size is {size}, and do_center_crop is false")
-    mean, std = config["stats"]
-    mean, std = config.get("image_mean", mean), config.get("image_std", std)
-    if not config.get("do_normalize", True):
+    mean, std = _three(processor.image_mean), _three(processor.image_std)
+    if not processor.do_normalize:
         mean, std = [0.0] * 3, [1.0] * 3
-    if kind == "EfficientNet" and config.get("rescale_offset") and config.get("do_rescale", True):
-        mean = [value + 1 for value in _three(mean)]  # samples are moved to -1 … 1
-    if kind == "EfficientNet" and config["include_top"]:  # divided by the deviation once more
-        std = [one * two for one, two in zip(_three(std), _three(config.get("image_std", _HALF[1])), strict=True)]
+    if kind == "EfficientNet" and processor.rescale_offset and processor.do_rescale:
+        mean = [value + 1 for value in mean]  # samples are moved to -1 … 1
+    if kind == "EfficientNet" and processor.include_top:  # divided by the deviation once more
+        std = [one * two for one, two in zip(std, _three(processor.image_std), strict=True)]
     # 255 · factor is folded into the statistics: (p · f - mean) / std = (p / 255 - mean / (255 f)) / (std / (255 f)).
-    factor = 255 * (config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0)
+    factor = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
     factor = 1.0 if abs(factor - 1) < 1e-6 else factor
     try:
         return ImagePreprocessing(
@@ -147,9 +114,9 @@ def image_preprocessing(folder: Path, model_type: str) -> ImagePreprocessing:
             resize="shortest_edge" if shortest else "squash",
             shortest_edge=shortest,
             squashed=squashed,
-            resample=cast(Any, _RESAMPLE[config["resample"]]),
-            mean=cast(Any, tuple(value / factor for value in _three(mean))),
-            std=cast(Any, tuple(value / factor for value in _three(std))),
+            resample=cast(Any, _RESAMPLE[processor.resample]),
+            mean=cast(Any, tuple(value / factor for value in mean)),
+            std=cast(Any, tuple(value / factor for value in std)),
         )
     except ValidationError as error:
         raise EncoderError(f"{where}: {error.errors()[0]['msg']}") from None
@@ -493,12 +460,23 @@ _ACTIVATIONS = {kind.__name__: kind for kind in (nn.GELU, nn.Identity, nn.ReLU, 
 
 
 def _processor(stated: dict[str, Any], model_type: str) -> str:
-    """ViTImageProcessorFast, ViTImageProcessorPil, ViTFeatureExtractor … → ViT."""
+    """ViTImageProcessorFast, ViTImageProcessorPil, ViTFeatureExtractor … → ViT; where none is named, the model's."""
+    from transformers.models.auto.image_processing_auto import (  # type: ignore[attr-defined]
+        IMAGE_PROCESSOR_MAPPING_NAMES,
+    )
+
+    of_model = IMAGE_PROCESSOR_MAPPING_NAMES.get(re.sub("_vision_model|_with_registers", "", model_type))
     name: str = stated.get("image_processor_type") or stated.get("feature_extractor_type") or ""
+    name = name or (of_model or {"pil": model_type})["pil"]
     for ending in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         name = name.removesuffix(ending)
-    return name or _OF_MODEL.get(model_type, model_type)
+    return name
 
 
-def _three(value: float | list[float]) -> list[float]:
-    return [value] * 3 if isinstance(value, int | float) else value
+def _sides(size: Any) -> dict[str, int]:
+    """The sides that a processor's size names."""
+    return {key: value for key, value in dict(size or {}).items() if value is not None}
+
+
+def _three(value: float | Sequence[float]) -> list[float]:
+    return [value] * 3 if isinstance(value, int | float) else list(value)

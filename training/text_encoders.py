@@ -42,10 +42,12 @@ class SiglipText(nn.Module):
         self.masked = "attention_mask" in tokenizer.model_input_names
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        own = attention_mask.sum(1, keepdim=True)
-        place = torch.arange(self.length, device=input_ids.device)[None] - (self.length - own if self.left else 0 * own)
-        inside = (place >= 0) & (place < own)
-        ids = torch.where(inside, input_ids.gather(1, torch.minimum(place.clamp(min=0), own - 1)), self.pad_id)
+        lengths = attention_mask.sum(1, keepdim=True)
+        place = torch.arange(self.length, device=input_ids.device)[None] - (
+            self.length - lengths if self.left else 0 * lengths
+        )
+        inside = (place >= 0) & (place < lengths)
+        ids = torch.where(inside, input_ids.gather(1, torch.minimum(place.clamp(min=0), lengths - 1)), self.pad_id)
         mask = inside.to(attention_mask.dtype) if self.masked else None
         state: Tensor = self.model(input_ids=ids, attention_mask=mask).pooler_output
         return state[:, None]
@@ -90,18 +92,18 @@ class Dense(nn.Module):
 
 def _pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """States (B, L, d), padded on the right, → (B, d)."""
-    own = mask[..., None].to(states.dtype)
+    weights = mask[..., None].to(states.dtype)
     if pooling == "cls":
         return states[:, 0]
     if pooling == "max":
-        return states.masked_fill(own == 0, float("-inf")).amax(1)
+        return states.masked_fill(weights == 0, float("-inf")).amax(1)
     if pooling == "lasttoken":
         last = mask.sum(1) - 1
         return states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
     if pooling == "weightedmean":
-        own = own * torch.arange(1, mask.shape[1] + 1, device=mask.device, dtype=states.dtype)[:, None]
-    total = own.sum(1)
-    return (states * own).sum(1) / (total.sqrt() if pooling == "mean_sqrt_len_tokens" else total)
+        weights = weights * torch.arange(1, mask.shape[1] + 1, device=mask.device, dtype=states.dtype)[:, None]
+    total = weights.sum(1)
+    return (states * weights).sum(1) / (total.sqrt() if pooling == "mean_sqrt_len_tokens" else total)
 
 
 def two_tower_text(model: Any, tokenizer: Any) -> nn.Module:

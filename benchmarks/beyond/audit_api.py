@@ -19,17 +19,17 @@ def faults(url: str) -> list[str]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    found, beside = {}, {}
+    caught, beside = {}, {}
     for fault in (None, *FAULTS):
         with serving(fault) as url:
             listed = faults(url)
         name = fault or "none"
-        found[name], beside[name] = fault in listed, [check for check in listed if check != fault]
+        caught[name], beside[name] = fault in listed, [check for check in listed if check != fault]
         print(f"{name:15}{', '.join(listed) or '-'}", flush=True)
     with tempfile.TemporaryDirectory() as folder, isthmus("isthmus", options.bundle, Path(folder, "store")) as server:
         ours = faults(server.address)
     print(f"{'isthmus':15}{', '.join(ours) or '-'}")
-    planted = sum(found[fault] for fault in FAULTS)
+    planted = sum(caught[fault] for fault in FAULTS)
     false = len(beside["none"]) + len(ours)
     return {
         "holds": planted == len(FAULTS) and false == 0,

@@ -232,9 +232,9 @@ def tasks(known: Media, vectors: Vectors) -> Iterator[tuple[str, Gallery, list[A
         heard = ~np.isin(known.sounds, out)
         both: list[Asked] = []
         for word in CONCEPTS:
-            own = np.isin(known.sounds, BOTH.get(word, "").split())
-            both += [Asked(word, [every, heard], [shown[word], own & heard])] if word in seen else []
-            both.append(Asked(word, [~named[word], heard & ~own]))
+            owners = np.isin(known.sounds, BOTH.get(word, "").split())
+            both += [Asked(word, [every, heard], [shown[word], owners & heard])] if word in seen else []
+            both.append(Asked(word, [~named[word], heard & ~owners]))
         for asked in _of_classes(known.sounds, out):
             words = [word for word, names in BOTH.items() if asked.word in map(plain, names.split())]
             if asked.right is None:
@@ -258,13 +258,13 @@ def answer(query: Vectors, asked: Asked, gallery: Gallery, bank: Bank, known: Ma
         np.argsort(-np.where(there, vectors @ query, -2))[:TOP]
         for vectors, there in zip(gallery.values(), asked.there, strict=True)
     ]
-    found = np.concatenate([vectors[place] for vectors, place in zip(gallery.values(), places, strict=True)])
+    chosen = np.concatenate([vectors[place] for vectors, place in zip(gallery.values(), places, strict=True)])
     kinds = [kind for kind, place in zip(gallery, places, strict=True) for _ in place]
     right = [place < 0 for place in places]
     if asked.right is not None:
         right = [good[place] for good, place in zip(asked.right, places, strict=True)]
-    similar = found @ query
-    confident = chance.confidences(query, similar.tolist(), found, kinds, bank, known)
+    similar = chosen @ query
+    confident = chance.confidences(query, similar.tolist(), chosen, kinds, bank, known)
     total = 0 if asked.right is None else int(sum(good.sum() for good in asked.right))
     return Answer(asked.right is not None, similar, confident, np.concatenate(right), total)
 

@@ -59,35 +59,35 @@ class Asked:
 
 
 def media(data: Path) -> tuple[list[Medium], list[Asked]]:
-    found, asked, counts = [], [], dict[str, int]()
+    items, asked, counts = [], [], dict[str, int]()
     for row in rows_of(data / "caltech101/index.csv"):
         name, test = row["class"], row["split"] == "test"
         counts[name] = counts.get(name, 0) + (not test)
         if test or counts[name] <= OF_A_CLASS:
             file = data / "caltech101/images" / row["file"]
-            found.append(Medium(file, "caltech101", name, "held" if test else "seen"))
+            items.append(Medium(file, "caltech101", name, "held" if test else "seen"))
     for row in rows_of(data / "esc50/index.csv"):
         if row["fold"] in "125":
             file = data / "esc50/audio" / Path(row["file"]).name
-            found.append(Medium(file, "esc50", row["class"], "held" if row["fold"] == "5" else "seen"))
+            items.append(Medium(file, "esc50", row["class"], "held" if row["fold"] == "5" else "seen"))
     for name, wordings in WORDINGS.items():
-        classes = sorted({one.answer for one in found if one.set == name})
-        asked += [Asked(form.format(plain(each)), name, each, True) for each in classes for form in wordings]
+        classes = sorted({one.answer for one in items if one.set == name})
+        asked += [Asked(form.format(plain(label)), name, label, True) for label in classes for form in wordings]
     names = set((data / "flickr8k/split_test.txt").read_text().split())
     for row in rows_of(data / "flickr8k/captions.csv"):
         if row["image"] in names:
             names.discard(row["image"])
-            found.append(Medium(data / "flickr8k/images" / row["image"], "flickr8k", row["image"], "held"))
+            items.append(Medium(data / "flickr8k/images" / row["image"], "flickr8k", row["image"], "held"))
             asked.append(Asked(row["caption"], "flickr8k", row["image"], False))
-    return found, asked
+    return items, asked
 
 
-async def _vectors(bundle: Path, cache: Path, found: Sequence[Medium]) -> NDArray[np.float32]:
+async def _vectors(bundle: Path, cache: Path, items: Sequence[Medium]) -> NDArray[np.float32]:
     kept = cache / f"feedback-{read_bundle(bundle).manifest.space}.npy"
     if not kept.exists():
         settings = Settings(bundle=bundle, device="cpu", queue_s=3_600, request_deadline_s=3_600)
         embedder = open_engine(settings).embedder(MemoryCache(0), settings, Metrics())
-        np.save(kept, await embedded(embedder, [one.file for one in found]))
+        np.save(kept, await embedded(embedder, [one.file for one in items]))
         await embedder.close()
     stored: NDArray[np.float32] = np.load(kept, allow_pickle=False)
     return stored
@@ -135,9 +135,9 @@ def guarded(client: Isthmus) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    found, asked = media(options.data / "data")
+    all_media, asked = media(options.data / "data")
     options.cache.mkdir(parents=True, exist_ok=True)
-    vectors = asyncio.run(_vectors(options.bundle, options.cache, found))
+    vectors = asyncio.run(_vectors(options.bundle, options.cache, all_media))
     classes = sorted({(one.set, one.answer) for one in asked if one.concept})
     drawn = np.random.default_rng(0).permutation(len(classes))[: ROUNDS * CONCEPTS].reshape(ROUNDS, CONCEPTS)
     figures: dict[str, Any] = {}
@@ -153,7 +153,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 {"set": one.set, "part": one.part, "answer": one.answer},
                 modality=KINDS[one.set],
             )
-            for place, (one, row) in enumerate(zip(found, vectors.tolist(), strict=True))
+            for place, (one, row) in enumerate(zip(all_media, vectors.tolist(), strict=True))
         ]
         assert all(result.error is None for result in client.upsert_many(items))
         before = right(client, asked)
@@ -176,7 +176,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             # A query is everything else in most of the rounds: its mean over them is one observation.
             lost = np.nanmean(losses, axis=0)
             worst = {
-                name: round(max(float(np.nanmean(one[[each.set == name for each in asked]])) for one in losses), 2)
+                name: round(max(float(np.nanmean(one[[query.set == name for query in asked]])) for one in losses), 2)
                 for name in KINDS
             }
             figures[judge] = {

@@ -119,13 +119,7 @@ def variants(files: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     from playwright.sync_api import sync_playwright
 
-    data = options.data / "data/flickr8k"
-    names = [sorted((data / f"split_{split}.txt").read_text().split()) for split in ("test", "dev")]
-    with (data / "captions.csv").open(newline="", encoding="utf-8") as stream:
-        captions = {row["image"]: row["caption"] for row in csv.DictReader(stream)}
-    files = [data / "images" / name for name in names[0][:_ITEMS]]
-    texts = [captions[file.name] for file in files[:: _ITEMS // _TEXTS]]
-    pictures = list(variants([data / "images" / name for name in names[1][:_PICTURES]]))
+    files, texts, pictures = _inputs(options.data / "data/flickr8k")
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         raise BenchmarkError("there is no Chromium: `make tools` installs it")
@@ -139,7 +133,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 space.upsert([NewItem(file.name, file) for file in files[start : start + _BATCH]])
             dist = runtime(options.cache / "runtime")
             outcome = publish(folder, "default", dist, Settings(bundle=options.bundle, store=store))
-            asked = [("text", text, {"text": text}) for text in texts]
+            asked: list[tuple[str, Any, dict[str, str]]] = [("text", text, {"text": text}) for text in texts]
             asked += [
                 (kind, content, {"file": base64.b64encode(content).decode("ascii")}) for kind, content in pictures
             ]
@@ -162,10 +156,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 browser.close()
     print()
     for kind, values in cosines.items():
-        count = sum(each > _NEAR for each in inversions[kind])
+        count = sum(inversion > _NEAR for inversion in inversions[kind])
         print(f"{kind:12}{len(values):4} asked, cosine ≥ {min(values):.6f}, {count} in another order")
     worst = {kind: round(max(values), 5) for kind, values in inversions.items()}
-    inverted = sum(each > _NEAR for kind in worst if kind != LARGE for each in inversions[kind])
+    inverted = sum(inversion > _NEAR for kind in worst if kind != LARGE for inversion in inversions[kind])
     megabytes = sum(outcome.megabytes[what] for what in ("texts", "pictures", "page"))
     least = {kind: round(min(values), 6) for kind, values in cosines.items()}
     return {
@@ -180,6 +174,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "megabytes": outcome.megabytes,
         "requests_elsewhere": len(elsewhere),
     }
+
+
+def _inputs(data: Path) -> tuple[list[Path], list[str], list[tuple[str, bytes]]]:
+    """Photographs to publish, captions and pictures to ask for."""
+    names = [sorted((data / f"split_{split}.txt").read_text().split()) for split in ("test", "dev")]
+    with (data / "captions.csv").open(newline="", encoding="utf-8") as stream:
+        captions = {row["image"]: row["caption"] for row in csv.DictReader(stream)}
+    files = [data / "images" / name for name in names[0][:_ITEMS]]
+    texts = [captions[file.name] for file in files[:: _ITEMS // _TEXTS]]
+    return files, texts, list(variants([data / "images" / name for name in names[1][:_PICTURES]]))
 
 
 def _note(elsewhere: list[str], url: str, address: str) -> None:

@@ -45,12 +45,12 @@ class Planted:
     place: int
 
 
-def by_class(index: Path, wanted: Mapping[str, str]) -> dict[str, list[str]]:
+def by_class(index: Path, values: Mapping[str, str]) -> dict[str, list[str]]:
     """The files of an index by class, of rows that have these values."""
     files: dict[str, list[str]] = {}
     with index.open(encoding="utf-8") as rows:
         for row in csv.DictReader(rows):
-            if row["class"] not in _LEFT_OUT and all(row[key] == value for key, value in wanted.items()):
+            if row["class"] not in _LEFT_OUT and all(row[key] == value for key, value in values.items()):
                 files.setdefault(row["class"].replace("_", " ").lower(), []).append(row["file"])
     return files
 
@@ -123,8 +123,8 @@ def embedded(client: Isthmus, address: str, query: str, **options: Any) -> int:
     """How many inputs a search embeds, by the server's own count of what its cache did not have."""
 
     def misses() -> float:
-        found = re.search(r'^isthmus_cache_total\{result="miss"\} (\S+)', httpx2.get(f"{address}/metrics").text, re.M)
-        return float(found[1]) if found else 0.0
+        counted = re.search(r'^isthmus_cache_total\{result="miss"\} (\S+)', httpx2.get(f"{address}/metrics").text, re.M)
+        return float(counted[1]) if counted else 0.0
 
     before = misses()
     client.search(query, **options)

@@ -9,11 +9,9 @@ from there (`--again` measures anew). A line says number, system, proof, figure,
 Rows of several languages and of speech want the packages of the extra `family`, and Debian's espeak-ng.
 """
 
-import argparse
 import importlib
 import json
 import os
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import finish, parser_of
 from benchmarks.family.lab import Lab
 from benchmarks.family.rows import NOTHING_TO_TAKE, ROWS, SYSTEMS, Outcome
 
@@ -66,13 +65,12 @@ def line(number: int, result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.family", description=__doc__.split("\n")[0])
+    parser = parser_of("family", __doc__)
     parser.add_argument(
         "--row", type=int, nargs="+", choices=range(1, SYSTEMS + 1), metavar="N", help="these rows alone"
     )
     parser.add_argument("--data", type=Path, help="folder of data and encoders (default: ISTHMUS_DATA)")
     parser.add_argument("--out", type=Path, default=Path("build/family"), help="keeps outcomes and features")
-    parser.add_argument("--bundle", type=Path, default=Path("build/starter"))
     parser.add_argument("--again", action="store_true", help="measure rows whose outcome is there already")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="of the recipe"
@@ -93,4 +91,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -72,14 +72,14 @@ def local(lab: Lab) -> dict[str, Local]:
     loaded = torch.load(kept, weights_only=True)
     return {
         split: Local(
-            each["media"],
-            each["media.local"],
-            each["texts"],
-            each["texts.local"],
-            each["texts.own"],
-            each["links"].numpy(),
+            kept_split["media"],
+            kept_split["media.local"],
+            kept_split["texts"],
+            kept_split["texts.local"],
+            kept_split["texts.own"],
+            kept_split["links"].numpy(),
         )
-        for split, each in loaded.items()
+        for split, kept_split in loaded.items()
     }
 
 
@@ -100,10 +100,10 @@ def _reduced(features: Any, mean: Floats, basis: Floats) -> tuple[Tensor, Tensor
         values = ((np.asarray(features.tokens[rows], np.float32) - mean) @ basis) * weights[..., None]
         size = min(values.shape[1], 49 if values.shape[1] == 49 else _LONGEST)
         whole = np.zeros((len(rows), 49 if values.shape[1] == 49 else _LONGEST, basis.shape[1]), np.float16)
-        own = np.zeros(whole.shape[:2], bool)
-        whole[:, :size], own[:, :size] = values[:, :size], weights[:, :size]
+        present = np.zeros(whole.shape[:2], bool)
+        whole[:, :size], present[:, :size] = values[:, :size], weights[:, :size]
         parts.append(torch.from_numpy(whole))
-        owns.append(torch.from_numpy(own))
+        owns.append(torch.from_numpy(present))
     return torch.cat(parts), torch.cat(owns)
 
 
@@ -140,7 +140,7 @@ class Pair(nn.Module):
         sides = []
         for function, count in ((self.image, len(part.pooled)), (self.text, len(part.sentences))):
             rows = torch.arange(count).split(1000)
-            sides.append(torch.cat([function(part, each) for each in rows]).numpy())
+            sides.append(torch.cat([function(part, chunk) for chunk in rows]).numpy())
         return sides[0], sides[1]
 
 
@@ -189,8 +189,8 @@ def base(lab: Lab) -> tuple[list[Pair], NDArray[np.floating], list[float]]:
     parts = local(lab)
     plain = [fitted(parts, Pair, seed) for seed in SEEDS]
     few = [fitted(parts, Pair, seed, media=len(parts["train"].pooled) // 3) for seed in SEEDS]
-    found, less = (both_ways(mean_hits([hits(each, parts["test"]) for each in runs])).right for runs in (plain, few))
-    return plain, found, gain(found, less)[1]
+    whole, less = (both_ways(mean_hits([hits(run, parts["test"]) for run in runs])).right for runs in (plain, few))
+    return plain, whole, gain(whole, less)[1]
 
 
 def compared(lab: Lab, name: str, variants: Mapping[str, Made], dense: Mapping[str, Made] | None = None) -> Outcome:
@@ -200,14 +200,14 @@ def compared(lab: Lab, name: str, variants: Mapping[str, Made], dense: Mapping[s
     def best(several: Mapping[str, Made]) -> tuple[str, NDArray[np.floating]]:
         runs = {key: [fitted(parts, make, seed) for seed in SEEDS] for key, make in several.items()}
         score = {
-            key: both_ways(mean_hits([hits(each, parts["validation"]) for each in pairs])).right.mean()
+            key: both_ways(mean_hits([hits(pair, parts["validation"]) for pair in pairs])).right.mean()
             for key, pairs in runs.items()
         }
         top = max(score, key=lambda key: float(score[key]))
-        return top, both_ways(mean_hits([hits(each, parts["test"]) for each in runs[top]])).right
+        return top, both_ways(mean_hits([hits(run, parts["test"]) for run in runs[top]])).right
 
-    _, found, control = base(lab)
-    against, other = best(dense) if dense else ("plain", found)
+    _, plain, control = base(lab)
+    against, other = best(dense) if dense else ("plain", plain)
     chosen, better = best(variants)
     value, bounds = gain(better, other)
     told = f"{shown(name, value, bounds)} on {other.mean():.2f} ({chosen} against {against}); control {control}"
@@ -269,7 +269,7 @@ class Experts(Pair):
 
     def image(self, part: Local, rows: Tensor) -> Tensor:
         x = self.dropout(self.standard(part.pooled[rows]))
-        outputs = torch.stack([each(x) for each in (self.whole, *self.experts)], 1)
+        outputs = torch.stack([expert(x) for expert in (self.whole, *self.experts)], 1)
         return normalize((self.gate(x).softmax(-1)[..., None] * outputs).sum(1), dim=-1)
 
 
@@ -282,9 +282,9 @@ def experts(lab: Lab) -> Outcome:
     with torch.inference_mode():
         same = torch.allclose(one.image(parts["test"], rows), Pair.image(one, parts["test"], rows), atol=1e-6)
     grid = {f"{n} experts, dropout {d}": partial(Experts, experts=n, dropout=d) for n in (2, 4) for d in (0.5, 0.7)}
-    found = compared(lab, "experts", grid)
+    outcome = compared(lab, "experts", grid)
     return Outcome(
-        f"{found.figure}; one expert equals dense: {same}", found.interval, found.verdict if same else "fails"
+        f"{outcome.figure}; one expert equals dense: {same}", outcome.interval, outcome.verdict if same else "fails"
     )
 
 
@@ -363,12 +363,12 @@ def merged(lab: Lab) -> Outcome:
     grid = {f"dropout {d}": d for d in (0.1, 0.5)}
     whole = {key: partial(Mean, dropout=d) for key, d in grid.items()}
     half = {key: partial(Mean, dropout=d, merged=24) for key, d in grid.items()}
-    found = compared(lab, "25 of 49 cells", half, whole)
-    assert found.interval is not None
+    outcome = compared(lab, "25 of 49 cells", half, whole)
+    assert outcome.interval is not None
     return Outcome(
-        found.figure,
-        found.interval,
-        "holds" if found.interval[0] >= -1 else "settled" if found.interval[1] < 0 else "fails",
+        outcome.figure,
+        outcome.interval,
+        "holds" if outcome.interval[0] >= -1 else "settled" if outcome.interval[1] < 0 else "fails",
     )
 
 
@@ -389,12 +389,12 @@ class Filip(Pair):
         return normalize(self.word(part.words[rows].float()), dim=-1) * part.own[rows][..., None]
 
     def loss(self, part: Local, media: Tensor, texts: Tensor) -> Tensor:
-        cells, words, own = self.cells(part, media), self.words(part, texts), part.own[texts]
-        longest = int(own.sum(1).max())
-        words, own = words[:, :longest], own[:, :longest]
+        cells, words, present = self.cells(part, media), self.words(part, texts), part.own[texts]
+        longest = int(present.sum(1).max())
+        words, present = words[:, :longest], present[:, :longest]
         similar = torch.einsum("ind,jld->ijnl", cells, words)
-        to_text = similar.masked_fill(~own[None, :, None], -1.0).amax(3).mean(2)
-        to_image = (similar.amax(2) * own[None]).sum(2) / own.sum(1)[None]
+        to_text = similar.masked_fill(~present[None, :, None], -1.0).amax(3).mean(2)
+        to_image = (similar.amax(2) * present[None]).sum(2) / present.sum(1)[None]
         scale = self.token_scale.clamp(0.7, 4.6).exp()
         target = torch.arange(len(media))
         fine = (cross_entropy(scale * to_text, target) + cross_entropy(scale * to_image.T, target)) / 2
@@ -407,23 +407,26 @@ def _pools(
     """Return, by direction, similarities and token scores of each query's first ones, which are right, and whose."""
     images, texts = pair.vectors(part)
     with torch.inference_mode():
-        cells = [each.numpy() for each in pair.cells(part, torch.arange(len(images)))]
-        own = part.own.numpy()
-        words = [each[mine].numpy() for each, mine in zip(pair.words(part, torch.arange(len(texts))), own, strict=True)]
+        cells = [cell_rows.numpy() for cell_rows in pair.cells(part, torch.arange(len(images)))]
+        present = part.own.numpy()
+        words = [
+            word_rows[mine].numpy()
+            for word_rows, mine in zip(pair.words(part, torch.arange(len(texts))), present, strict=True)
+        ]
     true = np.zeros((len(images), len(texts)), bool)
     true[part.links[:, 0], part.links[:, 1]] = True
-    found = {}
+    pools = {}
     for name, query, gallery, tokens, others, answers in (
         ("image to text", images, texts, cells, words, true),
         ("text to image", texts, images, words, cells, true.T),
     ):
         similar = query @ gallery.T
         near = np.argsort(-similar, axis=1)[:, :pool]
-        again = np.stack([method(tokens[place], [others[each] for each in rows]) for place, rows in enumerate(near)])
+        again = np.stack([method(tokens[place], [others[other] for other in rows]) for place, rows in enumerate(near)])
         owner = np.arange(len(images)) if name == "image to text" else true.argmax(0)
         first = np.take_along_axis(similar, near, 1)
-        found[name] = (first, again, np.take_along_axis(answers, near, 1), owner)
-    return found
+        pools[name] = (first, again, np.take_along_axis(answers, near, 1), owner)
+    return pools
 
 
 def _reranked(
@@ -452,14 +455,14 @@ def by_tokens(lab: Lab) -> Outcome:
 def _filip(lab: Lab) -> tuple[str, list[Filip]]:
     """Token heads of the dropout and width that are best on validation with the first seed; all seeds of those."""
     parts = local(lab)
-    held = _few(parts["validation"], 250)
+    validation = _few(parts["validation"], 250)
 
     def made(seed: int, dropout: float, width: int) -> Filip:
         return fitted(parts, partial(Filip, dropout=dropout, width=width), seed, steps=300, batch=64)
 
     first = {(dropout, width): made(0, dropout, width) for dropout in (0.1, 0.4) for width in (64, 128)}
     score = {
-        knobs: np.mean([_reranked(pools, 0.5).mean() for pools in _pools(pair, held, maxsim).values()])
+        knobs: np.mean([_reranked(pools, 0.5).mean() for pools in _pools(pair, validation, maxsim).values()])
         for knobs, pair in first.items()
     }
     top = max(score, key=lambda knobs: float(score[knobs]))
@@ -479,22 +482,22 @@ def _rerank(lab: Lab, method: Callable[..., Any], name: str) -> Outcome:
     parts = local(lab)
     knobs, pairs = _filip(lab)
     some = _few(parts["test"], 400) if method is transport else parts["test"]  # transport takes long
-    held = [_pools(each, _few(parts["validation"], 250), method) for each in pairs]
-    test = [_pools(each, some, method) for each in pairs]
+    validation = [_pools(pair, _few(parts["validation"], 250), method) for pair in pairs]
+    test = [_pools(pair, some, method) for pair in pairs]
     told, lows = [f"{knobs}"], []
     weights = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
     controls = []
     for direction in ("image to text", "text to image"):
-        score = {w: np.mean([_reranked(each[direction], w).mean() for each in held]) for w in weights}
+        score = {w: np.mean([_reranked(pools[direction], w).mean() for pools in validation]) for w in weights}
         weight = float(weights[int(np.argmax([score[w] for w in weights]))])
-        after, before = (np.mean([_reranked(each[direction], w) for each in test], axis=0) for w in (weight, 0.0))
+        after, before = (np.mean([_reranked(pools[direction], w) for pools in test], axis=0) for w in (weight, 0.0))
         value, bounds = gain(after, before, test[0][direction][3])
         controls.append(
-            gain(np.mean([each[direction][2].any(1) * 100.0 for each in test], 0), before, test[0][direction][3])[1]
+            gain(np.mean([pools[direction][2].any(1) * 100.0 for pools in test], 0), before, test[0][direction][3])[1]
         )
         told.append(f"{shown(f'{direction}, weight {weight}', value, bounds)} on {before.mean():.2f}")
         lows.append((value, bounds))
-    worst = min(lows, key=lambda each: each[0])
+    worst = min(lows, key=lambda low: low[0])
     pays = all(value >= 1.5 and bounds[0] > 0 for value, bounds in lows)
     verdict = "holds" if pays else tried([0, 0], min(controls))
     return Outcome(f"{name}: {'; '.join(told)}; control (the right one of the 20) {controls}", worst[1], verdict)
@@ -519,11 +522,11 @@ def cross(lab: Lab) -> Outcome:
     """Negatives are drawn from the first 50 of each training caption."""
     parts = local(lab)
     plain, _, control = base(lab)
-    found: dict[
+    tried_knobs: dict[
         tuple[int, float], list[tuple[float, NDArray[np.floating], NDArray[np.floating], NDArray[np.int64]]]
     ] = {}
     for seed, pair in zip(SEEDS, plain, strict=True):
-        train_images, train_texts = (torch.from_numpy(each) for each in pair.vectors(parts["train"]))
+        train_images, train_texts = (torch.from_numpy(side) for side in pair.vectors(parts["train"]))
         links = parts["train"].links[np.random.default_rng(seed).permutation(len(parts["train"].links))[:6000]]
         asked = train_texts[torch.from_numpy(links[:, 1])]
         near = (asked @ train_images.T).topk(50).indices
@@ -545,10 +548,10 @@ def cross(lab: Lab) -> Outcome:
                     optimiser.step()
                 model.eval()
                 scores = [_crossed(pair, model, parts[split]) for split in ("validation", "test")]
-                found.setdefault((hidden, dropout), []).append((float(scores[0][0].mean()), *scores[1]))
-    best = max(found, key=lambda key: sum(each[0] for each in found[key]))
-    after, before = (np.mean(np.stack([each[place] for each in found[best]]), axis=0) for place in (1, 2))
-    value, bounds = gain(after, before, found[best][0][3])
+                tried_knobs.setdefault((hidden, dropout), []).append((float(scores[0][0].mean()), *scores[1]))
+    best = max(tried_knobs, key=lambda key: sum(run[0] for run in tried_knobs[key]))
+    after, before = (np.mean(np.stack([run[place] for run in tried_knobs[best]]), axis=0) for place in (1, 2))
+    value, bounds = gain(after, before, tried_knobs[best][0][3])
     told = f"{shown('text → image, cross-encoder', value, bounds)} on {before.mean():.2f}, {best}"
     return Outcome(f"{told}; control {control}", bounds, tried(bounds, control))
 
@@ -558,7 +561,7 @@ def _crossed(
     pair: Pair, model: _Cross, part: Local
 ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.int64]]:
     """Text → image R@1 with and without the cross-encoder over the first 50, and whose each caption is."""
-    images, texts = (torch.from_numpy(each) for each in pair.vectors(part))
+    images, texts = (torch.from_numpy(side) for side in pair.vectors(part))
     owner = np.zeros(len(texts), np.int64)
     owner[part.links[:, 1]] = part.links[:, 0]
     after, before = [], []

@@ -17,11 +17,12 @@ from PIL import Image
 from service.contract.bundle import Bundle, Modality, read_bundle
 from training import pipeline
 from training.features import Features, Item, cached_features
-from training.fit.ladder import Trained, project, train
+from training.fit.ladder import train
 from training.heads.bundled import as_encoder
+from training.heads.trained import Trained
 from training.measure.prepared import Prepared
 from training.measure.ranks import class_vectors, ranks
-from training.measure.validation import overall, validate
+from training.measure.validation import overall, project, validate
 from training.pairs import Pairs, Split
 from training.recipe import Recipe, load_recipe
 
@@ -133,18 +134,18 @@ class Lab:
     def best(self, splits: Splits, grid: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], list[Trained]]:
         """Return, of several changes, the one with the best mean validation score over the seeds, and its heads."""
         all_runs = [self.runs(splits, **changes) for changes in grid]
-        scores = [np.mean([self.score(each, {"flickr8k": splits}) for each in runs]) for runs in all_runs]
+        scores = [np.mean([self.score(run, {"flickr8k": splits}) for run in runs]) for runs in all_runs]
         top = int(np.argmax(scores))
         return grid[top], all_runs[top]
 
     def validated(self, runs: Sequence[Trained], splits: Splits) -> float:
-        return float(np.mean([self.score(each, {"flickr8k": splits}) for each in runs]))
+        return float(np.mean([self.score(run, {"flickr8k": splits}) for run in runs]))
 
 
 def mean_hits(hits: Sequence[Mapping[str, Hits]]) -> dict[str, Hits]:
     """The mean over runs of the hits of the same queries."""
     return {
-        direction: Hits(np.mean([each[direction].right for each in hits], axis=0), hits[0][direction].owner)
+        direction: Hits(np.mean([hit[direction].right for hit in hits], axis=0), hits[0][direction].owner)
         for direction in hits[0]
     }
 
@@ -161,23 +162,23 @@ def tested(runs: Sequence[Trained], part: Prepared) -> dict[str, Hits]:
     return mean_hits(
         [
             recall(
-                project(each.heads[part.pairs.modality], part.media),
-                project(each.heads["text"], part.texts),
+                project(run.heads[part.pairs.modality], part.media),
+                project(run.heads["text"], part.texts),
                 part.pairs.links,
             )
-            for each in runs
+            for run in runs
         ]
     )
 
 
 def both_ways(hits: Mapping[str, Hits]) -> Hits:
     """One number per medium: the mean of its own R@1 and of that of its captions, where it has any of its own."""
-    owners = np.unique(np.concatenate([each.owner for each in hits.values()]))
+    owners = np.unique(np.concatenate([hit.owner for hit in hits.values()]))
     sums, there = np.zeros(len(owners)), np.zeros(len(owners))
-    for each in hits.values():
-        place = np.searchsorted(owners, each.owner)
+    for hit in hits.values():
+        place = np.searchsorted(owners, hit.owner)
         counts = np.bincount(place, minlength=len(owners))
-        sums += np.bincount(place, each.right, len(owners)) / np.maximum(counts, 1)
+        sums += np.bincount(place, hit.right, len(owners)) / np.maximum(counts, 1)
         there += counts > 0
     return Hits(sums / there, owners)
 
@@ -191,7 +192,7 @@ def drawn(
     rng: np.random.Generator, vectors: Floats, labels: NDArray[np.int64], classes: NDArray[np.int64], count: int
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Draws up to `count` media of each class; returns them and their labels."""
-    places = np.concatenate([rng.permutation(np.flatnonzero(labels == each))[:count] for each in classes])
+    places = np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:count] for label in classes])
     return vectors[places], labels[places]
 
 
@@ -232,7 +233,7 @@ def picture(path: Path, make: Callable[[], Image.Image]) -> Path:
 
 def files_of(pairs: Pairs) -> list[Path]:
     """The media of pairs that are files of their own, as all of this recipe's are."""
-    return [Path(str(each)) for each in pairs.media]
+    return [Path(str(medium)) for medium in pairs.media]
 
 
 def paired_texts(pairs: Pairs) -> NDArray[np.int64]:

@@ -46,13 +46,13 @@ def _numbers(texts: list[str], known: dict[str, int]) -> Tensor:
 
 def _losses(logits: Tensor, words: Tensor) -> Tensor:
     """Mean loss of each text's words and its end, in nats a word (B,)."""
-    own = (words > 0) | (torch.cumsum((words == 0).long(), 1) == 1)
-    each = cross_entropy(logits.flatten(0, 1), words.flatten(), reduction="none").view_as(words)
-    return (each * own).sum(1) / own.sum(1)
+    present = (words > 0) | (torch.cumsum((words == 0).long(), 1) == 1)
+    nats = cross_entropy(logits.flatten(0, 1), words.flatten(), reduction="none").view_as(words)
+    return (nats * present).sum(1) / present.sum(1)
 
 
 def _descend(model: nn.Module, loss: Any, steps: int, rate: float) -> None:
-    optimiser = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], rate)
+    optimiser = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], rate)
     for _ in range(steps):
         value = loss()
         optimiser.zero_grad(set_to_none=True)
@@ -76,7 +76,7 @@ def captioning(lab: Lab) -> Outcome:
         vectors, _, pairs = captioned(lab, split)
         captions = _numbers(lab.pairs["flickr8k"][split].texts, known)
         sets[split] = torch.from_numpy(vectors), torch.from_numpy(pairs), captions[torch.from_numpy(pairs[:, 1])]
-    found: list[list[NDArray[np.floating]]] = []
+    losses: list[list[NDArray[np.floating]]] = []
     for seed in SEEDS:
         torch.manual_seed(seed)
         language = _learned(corpus)
@@ -88,10 +88,10 @@ def captioning(lab: Lab) -> Outcome:
                 prefix(images[links[:, 0]]),
                 prefix(images.roll(1, 0)[links[:, 0]]),
             )
-            found.append([_losses(language(start, words), words).numpy() for start in starts])
-    alone, own, other = np.mean(found, axis=0)
+            losses.append([_losses(language(start, words), words).numpy() for start in starts])
+    alone, with_picture, other = np.mean(losses, axis=0)
     owner = sets["test"][1][:, 0].numpy()
-    value, bounds = gain(100 * alone, 100 * own, owner)
+    value, bounds = gain(100 * alone, 100 * with_picture, owner)
     control = gain(100 * alone, 100 * other, owner)
     told = f"{shown('its picture saves', value, bounds, 'centinats a word')} of {100 * alone.mean():.0f}; "
     told += shown("another's", *control, "centinats a word")
@@ -118,12 +118,12 @@ def _prefix(language: _Language, images: Tensor, links: Tensor, words: Tensor) -
     def cost(rows: Tensor) -> Tensor:
         return _losses(language(prefix(images[links[rows, 0]]), words[rows]), words[rows]).mean()
 
-    rows, held = torch.nonzero(learning)[:, 0], torch.nonzero(~learning)[:, 0]
+    rows, validating = torch.nonzero(learning)[:, 0], torch.nonzero(~learning)[:, 0]
     best, kept = float("inf"), prefix.state_dict()
     for _ in range(6):
         _descend(prefix, lambda: cost(rows[torch.randint(0, len(rows), (128,))]), 60, 3e-3)
         with torch.inference_mode():
-            score = float(cost(held))
+            score = float(cost(validating))
         if score < best:
             best, kept = score, {key: value.clone() for key, value in prefix.state_dict().items()}
     prefix.load_state_dict(kept)

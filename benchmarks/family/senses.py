@@ -55,12 +55,12 @@ def clips(lab: Lab, split: Any, count: int = _PICTURES) -> Clips:
     ]
     seen: tuple[Any, Any] = ("validation", "train") if split == "validation" else ("test", "test")
     galleries = [lab.pairs["flickr8k"][seen[0]], lab.pairs["caltech101"][seen[1]]]
-    showing = [media_that_show(each, spec.shows) for each in galleries]
+    showing = [media_that_show(gallery, spec.shows) for gallery in galleries]
     files = {
         label: [
             path
-            for each, rows in zip(galleries, showing, strict=True)
-            for path, right in zip(files_of(each), rows[label], strict=True)
+            for gallery, rows in zip(galleries, showing, strict=True)
+            for path, right in zip(files_of(gallery), rows[label], strict=True)
             if right
         ]
         for label in spec.shows
@@ -127,7 +127,7 @@ def _noisy_picture(path: Path, decibels: float) -> Image.Image:
 
 def together(*parts: Floats) -> Floats:
     """The vector of items with several parts, as the service's `compose` makes it."""
-    return np.stack([weighted_sum(each, [1.0] * len(each)) for each in zip(*parts, strict=True)])
+    return np.stack([weighted_sum(vectors, [1.0] * len(vectors)) for vectors in zip(*parts, strict=True)])
 
 
 def right(vectors: Floats, classes: Floats, labels: NDArray[np.int64]) -> NDArray[np.floating]:
@@ -136,16 +136,16 @@ def right(vectors: Floats, classes: Floats, labels: NDArray[np.int64]) -> NDArra
 
 def _fusing(lab: Lab, noise: tuple[float | None, float | None], count: int) -> Outcome:
     """The weight of the picture beside the sound is chosen on validation."""
-    found: dict[tuple[str, float], NDArray[np.floating]] = {}
+    hits_of: dict[tuple[str, float], NDArray[np.floating]] = {}
     for split in ("validation", "all"):
         of = clips(lab, split, count)
         sound, image = streams(lab, of, *noise)
         for weight in (0.0, 0.25, 0.5, 0.75, 1.0):
             vectors = np.stack([weighted_sum([a, v], [1.0, weight]) for a, v in zip(sound, image, strict=True)])
-            found[split, weight] = right(vectors, names(lab, of), of.labels)
-        found[split, np.inf] = right(image, names(lab, of), of.labels)
-    weight = max((0.25, 0.5, 0.75, 1.0), key=lambda each: found["validation", each].mean())
-    both, alone, seen = (found["all", each] for each in (weight, 0.0, np.inf))
+            hits_of[split, weight] = right(vectors, names(lab, of), of.labels)
+        hits_of[split, np.inf] = right(image, names(lab, of), of.labels)
+    weight = max((0.25, 0.5, 0.75, 1.0), key=lambda key: hits_of["validation", key].mean())
+    both, alone, seen = (hits_of["all", key] for key in (weight, 0.0, np.inf))
     value, bounds = gain(both, alone if alone.mean() >= seen.mean() else seen, of.recording)
     told = (
         f"A {alone.mean():.1f}, V {seen.mean():.1f}, A+V {both.mean():.1f} % of {len(both)} clips, {len(of.classes)} "
@@ -167,13 +167,13 @@ def noisy(lab: Lab) -> Outcome:
 def gated(sharpness: float, second: bool, classes: Floats, *parts: Floats) -> tuple[Floats, NDArray[np.floating]]:
     """Sums weighted by how far each part's best label leads its second, or the mean of all, and the weights (P, N)."""
     margins = []
-    for each in parts:
-        similar = np.sort(each @ classes.T, axis=1)
+    for part in parts:
+        similar = np.sort(part @ classes.T, axis=1)
         margins.append(similar[:, -1] - (similar[:, -2] if second else similar.mean(1)))
     weights = np.exp(sharpness * np.stack(margins))
     weights /= weights.sum(0)
     pairs = zip(zip(*parts, strict=True), weights.T, strict=True)
-    return np.stack([weighted_sum(list(each), list(own)) for each, own in pairs]), weights
+    return np.stack([weighted_sum(list(pair), list(weights_of)) for pair, weights_of in pairs]), weights
 
 
 @row(4, "SSMA segmentation", "a gate by confidence leaves the input that has noise, and beats the plain mean")
@@ -185,26 +185,26 @@ def gate(lab: Lab) -> Outcome:
         knobs: float(
             np.mean(
                 [
-                    right(gated(*knobs, names(lab, of), *streams(lab, of, *each))[0], names(lab, of), of.labels)
-                    for each in noise
+                    right(gated(*knobs, names(lab, of), *streams(lab, of, *share))[0], names(lab, of), of.labels)
+                    for share in noise
                 ]
             )
         )
         for knobs in [(sharpness, second) for sharpness in (2.0, 5.0, 10.0, 20.0) for second in (False, True)]
     }
-    best = max(score, key=lambda each: score[each])
+    best = max(score, key=lambda key: score[key])
     of = clips(lab, "test")
     classes, clean = names(lab, of), gated(*best, names(lab, of), *streams(lab, of))[1]
     better, base, known, moved = [], [], [], []
-    for place, each in enumerate(noise):
-        parts = streams(lab, of, *each)
+    for place, share in enumerate(noise):
+        parts = streams(lab, of, *share)
         vectors, weights = gated(*best, classes, *parts)
         better.append(right(vectors, classes, of.labels))
         base.append(right(together(*parts), classes, of.labels))
         known.append(right(parts[1 - place], classes, of.labels))
         moved.append(clean[place] - weights[place])
     value, bounds = gain(np.mean(better, 0), np.mean(base, 0), of.recording)
-    ideal = np.mean([np.maximum(*each) for each in zip(known, base, strict=True)], 0)
+    ideal = np.mean([np.maximum(*both) for both in zip(known, base, strict=True)], 0)
     oracle = gain(ideal, np.mean(base, 0), of.recording)
     shift = interval(np.mean(moved, 0), of.recording)
     told = f"weight of the noisy input falls by {np.mean(moved):.3f} ({shift[0]} to {shift[1]}) with {best}; "
@@ -239,7 +239,7 @@ def subsets(lab: Lab) -> Outcome:
 def composed(lab: Lab) -> Outcome:
     """Items are a Caltech101 picture, an ESC-50 sound and a caption; a query has another of each. Three draws."""
     grid = [(t, i, a) for t in (0.7, 1.0, 1.5) for i in (0.7, 1.0, 1.5, 2.0) for a in (0.5, 1.0, 1.5)]
-    found: dict[tuple[str, str], list[NDArray[np.floating]]] = {}
+    measured: dict[tuple[str, str], list[NDArray[np.floating]]] = {}
     for split in ("validation", "test"):
         for seed in SEEDS:
             items, parts = _triples(lab, split, seed)
@@ -249,8 +249,8 @@ def composed(lab: Lab) -> Outcome:
             for name, vectors in queries.items():
                 similar = vectors @ items.T
                 once = ((similar >= similar.diagonal()[:, None]).sum(1) == 1) * 100.0
-                found.setdefault((split, name), []).append(once)
-    hits = {key: np.mean(each, axis=0) for key, each in found.items()}
+                measured.setdefault((split, name), []).append(once)
+    hits = {key: np.mean(values, axis=0) for key, values in measured.items()}
     best = max(map(str, grid), key=lambda name: hits["validation", name].mean())
     single = max(("text", "picture", "sound"), key=lambda name: hits["test", name].mean())
     over_single = gain(hits["test", best], hits["test", single])
@@ -266,13 +266,13 @@ def _triples(lab: Lab, split: Any, seed: int) -> tuple[Floats, dict[str, Floats]
     _, texts, links = captioned(lab, split)
     photos = np.unique(links[:, 0])
     captions = [rng.choice(links[links[:, 0] == place, 1], 2, replace=False) for place in photos]
-    sides = [[texts[[each[end] for each in captions]] for end in (0, 1)]]
+    sides = [[texts[[caption[end] for caption in captions]] for end in (0, 1)]]
     for name in ("caltech101", "esc50"):
         vectors, labels, _ = labelled(lab, name, "train" if split == "validation" else split)
         pairs = [
             rng.choice(np.flatnonzero(labels == label), 2, replace=False) for label in rng.choice(labels, len(photos))
         ]
-        sides.append([vectors[[each[end] for each in pairs]] for end in (0, 1)])
+        sides.append([vectors[[pair[end] for pair in pairs]] for end in (0, 1)])
     return together(*(first for first, _ in sides)), {
         name: second for name, (_, second) in zip(("text", "picture", "sound"), sides, strict=True)
     }
@@ -282,26 +282,26 @@ def _triples(lab: Lab, split: Any, seed: int) -> tuple[Floats, dict[str, Floats]
 def documents(lab: Lab) -> Outcome:
     """A document has three photographs and a caption of each; it is asked for by another caption, and by a part of one
     of its photographs. The pictures' weight is chosen on validation."""
-    found: dict[tuple[str, float], dict[str, NDArray[np.floating]]] = {}
+    measured: dict[tuple[str, float], dict[str, NDArray[np.floating]]] = {}
     for split in ("validation", "test"):
         images, texts, links = captioned(lab, split)
-        own = [links[links[:, 0] == place, 1] for place in range(498)]
+        texts_of = [links[links[:, 0] == place, 1] for place in range(498)]
         photos = np.arange(498).reshape(-1, 3)
-        first, last = (texts[[each[end] for each in own]] for end in (0, -1))
+        first, last = (texts[[caption[end] for caption in texts_of]] for end in (0, -1))
         asked = {"captions": last, "parts of pictures": cropped(lab, split)[:498, 0]}
         for weight in (0.0, 0.25, 0.5, 1.0):
             parts = [w * side[photos[:, place]] for place in range(3) for w, side in ((weight, images), (1.0, first))]
             gallery = l2_normalise(np.sum(parts, axis=0))
-            found[split, weight] = {
+            measured[split, weight] = {
                 kind: ((queries @ gallery.T).argmax(1) == np.arange(498) // 3) * 100.0
                 for kind, queries in asked.items()
             }
-    whole = {key: np.mean(list(each.values()), axis=0) for key, each in found.items()}
+    whole = {key: np.mean(list(values.values()), axis=0) for key, values in measured.items()}
     best = max((0.25, 0.5, 1.0), key=lambda weight: whole["validation", weight].mean())
     value, bounds = gain(whole["test", best], whole["test", 0.0], np.arange(498) // 3)
     each_kind = "; ".join(
-        shown(kind, *gain(found["test", best][kind], found["test", 0.0][kind], np.arange(498) // 3))
-        for kind in found["test", best]
+        shown(kind, *gain(measured["test", best][kind], measured["test", 0.0][kind], np.arange(498) // 3))
+        for kind in measured["test", best]
     )
     told = f"{shown(f'pictures at {best}', value, bounds)} R@1 on {whole['test', 0.0].mean():.1f} of 166 documents; "
     return Outcome(told + each_kind, bounds, holds(bounds[0] > 0))
@@ -313,25 +313,25 @@ def arithmetic(lab: Lab) -> Outcome:
 
     folder = lab.data / "data" / "corel5k"
     with (folder / "index.csv").open() as file:
-        table = [each for each in csv.DictReader(file) if each["split"] == "test"]
-    images = lab.vectors("image", [folder / each["file"] for each in table], "corel5k")
-    tags = [set(each["tags"].replace(", ", ",").split(",")) for each in table]
-    common = [tag for tag in sorted(set().union(*tags)) if 8 <= sum(tag in own for own in tags) <= 150]
+        table = [photograph for photograph in csv.DictReader(file) if photograph["split"] == "test"]
+    images = lab.vectors("image", [folder / photograph["file"] for photograph in table], "corel5k")
+    tags = [set(photograph["tags"].replace(", ", ",").split(",")) for photograph in table]
+    common = [tag for tag in sorted(set().union(*tags)) if 8 <= sum(tag in tag_set for tag_set in tags) <= 150]
     words = dict(zip(common, lab.vectors("text", common, "tags"), strict=True))
-    found: dict[float, list[float]] = {share: [] for share in (0.0, 0.3, 0.5, 0.7, 1.0)}
+    measured: dict[float, list[float]] = {share: [] for share in (0.0, 0.3, 0.5, 0.7, 1.0)}
     owner = []
-    for place, own in enumerate(tags):
-        for about, added in product(own & set(common), set(common) - own):
-            wanted = np.array([about in each and added in each for each in tags])
-            if wanted.sum() >= 3:
+    for place, shown_tags in enumerate(tags):
+        for about, added in product(shown_tags & set(common), set(common) - shown_tags):
+            relevant = np.array([about in tag_set and added in tag_set for tag_set in tags])
+            if relevant.sum() >= 3:
                 owner.append(place)
-                for share, values in found.items():
+                for share, values in measured.items():
                     similar = images @ ((1 - share) * images[place] + share * words[added])
                     similar[place] = -np.inf
-                    values.append(100.0 * float(wanted[np.argsort(-similar)[:10]].mean()))
+                    values.append(100.0 * float(relevant[np.argsort(-similar)[:10]].mean()))
     queries = np.array(owner)
     half = queries % 2 == 0
-    hits = {share: np.array(values) for share, values in found.items()}
+    hits = {share: np.array(values) for share, values in measured.items()}
     best = max((0.3, 0.5, 0.7), key=lambda share: hits[share][half].mean())
     single = max((0.0, 1.0), key=lambda share: hits[share][half].mean())
     value, bounds = gain(hits[best][~half], hits[single][~half], queries[~half])
@@ -379,10 +379,10 @@ def _turns(lab: Lab, split: Any, even: bool) -> _Turns:
     """Films of Caltech101's classes of even or of odd number."""
     vectors, labels, names = labelled(lab, "caltech101", split)
     classes, rng = lab.pairs["caltech101"]["test"].classes, np.random.default_rng(int(even))
-    own = [label for label in range(len(classes)) if (label % 2 == 0) == even and (labels == label).sum() >= 2]
+    chosen = [label for label in range(len(classes)) if (label % 2 == 0) == even and (labels == label).sum() >= 2]
     frames, things, sentences, group = [], [], [], []
     for number in range(600 if even else 300):
-        first, second = rng.choice(own, 2, replace=False)
+        first, second = rng.choice(chosen, 2, replace=False)
         places = [rng.choice(np.flatnonzero(labels == label), 2, replace=False) for label in (first, second)]
         frames.append(vectors[np.concatenate(places)])
         things.append(names[[first, second]])
@@ -426,9 +426,11 @@ def order(lab: Lab) -> Outcome:
 def temporal(lab: Lab) -> Outcome:
     """The head is a ridge map of (second half - first half) to the difference of the sentences of both orders."""
     train, test = _turns(lab, "train", even=True), _turns(lab, "test", even=False)
-    held = _turns(lab, "validation", even=True) if len(lab.pairs["caltech101"]["validation"].media) > 200 else train
-    halves = [each.frames[:, 2:].mean(1) - each.frames[:, :2].mean(1) for each in (train, held, test)]
-    turned = [each.told[:, 0] - each.told[:, 1] for each in (train, held, test)]
+    validation = (
+        _turns(lab, "validation", even=True) if len(lab.pairs["caltech101"]["validation"].media) > 200 else train
+    )
+    halves = [turns.frames[:, 2:].mean(1) - turns.frames[:, :2].mean(1) for turns in (train, validation, test)]
+    turned = [turns.told[:, 0] - turns.told[:, 1] for turns in (train, validation, test)]
     hits = {}
     for penalty in (0.01, 0.1, 1.0, 10.0):
         square = halves[0].T @ halves[0]
@@ -436,7 +438,7 @@ def temporal(lab: Lab) -> Outcome:
             square + penalty * np.trace(square) / len(square) * np.eye(len(square)), halves[0].T @ turned[0]
         )
         hits[penalty] = [((half @ weight) * turn).sum(1) > 0 for half, turn in zip(halves, turned, strict=True)]
-    best = max(hits, key=lambda each: hits[each][1].mean())
+    best = max(hits, key=lambda key: hits[key][1].mean())
     head, moments = hits[best][2] * 100.0, _by_moments(test)
     over_moments = gain(head, moments)
     told = f"head {head.mean():.1f} %, mean of frames 50 (it has no order), moments {moments.mean():.1f} %; "
@@ -465,7 +467,7 @@ def panoramas(lab: Lab) -> Outcome:
     tiled = together(*(images[photos[:, place]] for place in range(3)))
     keep = links[:, 0] < 600
     owner, asked = links[keep, 0] // 3, texts[links[keep, 1]]
-    hits = [((asked @ each.T).argmax(1) == owner) * 100.0 for each in (tiled, squashed)]
+    hits = [((asked @ gallery.T).argmax(1) == owner) * 100.0 for gallery in (tiled, squashed)]
     value, bounds = gain(hits[0], hits[1], owner)
     return Outcome(
         f"{shown('tiles', value, bounds)} R@1 on {hits[1].mean():.1f} squashed, 200 panoramas",

@@ -62,10 +62,10 @@ def bias(lab: Lab) -> Outcome:
     gallery, kinds = np.concatenate([chosen, images[:300], sounds[:300]]), np.repeat([0, 1, 2], 300)
     similar = chosen @ gallery.T
     np.fill_diagonal(similar, -np.inf)
-    own = (kinds[np.argsort(-similar, axis=1)[:, :10]] == 0).mean(1) * 100
-    told = f"ten nearest of each kind: {shares}; texts among a text's: {own.mean():.1f} %; "
+    same_kind = (kinds[np.argsort(-similar, axis=1)[:, :10]] == 0).mean(1) * 100
+    told = f"ten nearest of each kind: {shares}; texts among a text's: {same_kind.mean():.1f} %; "
     told += f"sounds that are moved to the texts' mean are {planted:.1f} % of a text's"
-    return Outcome(told, interval(own), holds(planted > report["top10.text.audio"] + 1))
+    return Outcome(told, interval(same_kind), holds(planted > report["top10.text.audio"] + 1))
 
 
 @row(32, "ALPRO", "/classify over a grid of crops: a planted object tops its own cell")
@@ -95,16 +95,16 @@ def planted(lab: Lab) -> Outcome:
 def abstains(lab: Lab) -> Outcome:
     vectors, labels, classes = labelled(lab, "esc50")
     detector = lab.starter.manifest.abstention.get("audio")
-    found, plain = [], []
+    corrected, plain = [], []
     for half in halves(len(classes)):
         on = np.isin(labels, half)
         scored = scores(vectors @ classes[half].T, lab.starter.manifest.temperature)
         likely = detector.probability(scored) if detector else scored[:, 0]
-        found.append(auroc(likely[on], likely[~on]) * 100)
+        corrected.append(auroc(likely[on], likely[~on]) * 100)
         plain.append(auroc(scored[on, 0], scored[~on, 0]) * 100)
-    bounds = interval(np.array(found))
+    bounds = interval(np.array(corrected))
     return Outcome(
-        f"AUROC {np.mean(found):.1f} by the starter's detector, {np.mean(plain):.1f} by similarity alone",
+        f"AUROC {np.mean(corrected):.1f} by the starter's detector, {np.mean(plain):.1f} by similarity alone",
         bounds,
         holds(bounds[0] > 50),
     )
@@ -114,16 +114,14 @@ def abstains(lab: Lab) -> Outcome:
 @row(70, "LAION-5B", "curation by similarity drops planted mismatches")
 def mismatched(lab: Lab) -> Outcome:
     images, texts, links = captioned(lab)
-    own = (images[links[:, 0]] * texts[links[:, 1]]).sum(1)
+    paired = (images[links[:, 0]] * texts[links[:, 1]]).sum(1)
     other = (np.roll(images, 1, 0)[links[:, 0]] * texts[links[:, 1]]).sum(1)
-    limit = np.quantile(np.concatenate([own, other]), 0.5)
-    kept = (own > limit).mean() * 100
-    bounds = interval((own > other) * 100.0, links[:, 0])
+    limit = np.quantile(np.concatenate([paired, other]), 0.5)
+    kept = (paired > limit).mean() * 100
+    bounds = interval((paired > other) * 100.0, links[:, 0])
     passed, total = pytest_passes("tests/training/curate/test_rows.py::test_conditions_on_metadata")
-    told = (
-        f"the true pair scores higher {((own > other) * 100).mean():.1f} %; of the better half {kept:.1f} % are true "
-    )
-    told += f"pairs; filters of metadata: {passed} of {total} tests pass"
+    told = f"the true pair scores higher {((paired > other) * 100).mean():.1f} %; of the better half {kept:.1f} % "
+    told += f"are true pairs; filters of metadata: {passed} of {total} tests pass"
     return Outcome(told, bounds, holds(bounds[0] > 90 and kept > 90 and passed == total))
 
 
@@ -134,14 +132,14 @@ def taught(lab: Lab) -> Outcome:
     rng, gains, plain = np.random.default_rng(0), [], []
     for base in halves(len(classes)):
         new = np.setdiff1d(np.arange(len(classes)), base)
-        own, whose = drawn(rng, train, owners, base, 4)
-        moved = shifted(classes, shifts(own, whose, len(classes)))
+        shots, whose = drawn(rng, train, owners, base, 4)
+        moved = shifted(classes, shifts(shots, whose, len(classes)))
         both = []
-        for each in (classes, moved):
+        for choice in (classes, moved):
             tops = [
                 (
                     label_ranks(
-                        vectors[np.isin(labels, part)] @ each[part].T,
+                        vectors[np.isin(labels, part)] @ choice[part].T,
                         np.searchsorted(part, labels[np.isin(labels, part)]),
                     )
                     < 1
@@ -199,14 +197,14 @@ def from_texts(lab: Lab) -> Outcome:
             len(part.classes), -1, lab.starter.manifest.dimensions
         )
     tops: dict[tuple[float, float, str], NDArray[np.floating]] = {}
-    for name, each in prompts.items():
+    for name, texts in prompts.items():
         for split in ("validation", "test"):
             vectors, labels, classes = labelled(lab, name, split)
             tops[-1.0, 0.0, f"{name}.{split}"] = (label_ranks(vectors @ classes.T, labels) < 1) * 100.0
             for noise in (0.02, 0.05):
                 for penalty in (1e-4, 1e-3):
                     hits = [
-                        (label_ranks(_logits(each, noise, penalty, seed, vectors), labels) < 1) * 100.0
+                        (label_ranks(_logits(texts, noise, penalty, seed, vectors), labels) < 1) * 100.0
                         for seed in SEEDS
                     ]
                     tops[noise, penalty, f"{name}.{split}"] = np.mean(hits, axis=0)
@@ -218,8 +216,8 @@ def from_texts(lab: Lab) -> Outcome:
         told.append(f"{shown(name, value, bounds)} on {tops[-1.0, 0.0, f'{name}.test'].mean():.1f}")
         all_bounds.append(bounds)
         vectors, labels, classes = labelled(lab, name)
-        own, whose = drawn(np.random.default_rng(0), *labelled(lab, name, "train")[:2], np.arange(len(classes)), 4)
-        taught = shifted(classes, shifts(own, whose, len(classes)))
+        shots, whose = drawn(np.random.default_rng(0), *labelled(lab, name, "train")[:2], np.arange(len(classes)), 4)
+        taught = shifted(classes, shifts(shots, whose, len(classes)))
         known = (label_ranks(vectors @ taught.T, labels) < 1) * 100.0  # four real examples of each class: a known gain
         controls.append(gain(known, tops[-1.0, 0.0, f"{name}.test"])[1])
     return Outcome("; ".join(told), min(all_bounds), tried(min(all_bounds), max(controls)))
@@ -268,18 +266,18 @@ def cropped(lab: Lab, split: Any, count: int = 500) -> Floats:
 
 @row(55, "NVLM", "vectors of a picture and its crops against the picture alone; texts stay as they are")
 def crops(lab: Lab) -> Outcome:
-    found = {}
+    measured = {}
     for split in ("validation", "test"):
         images, texts, links = captioned(lab, split)
         links = links[links[:, 0] < 500]
         parts = cropped(lab, split)
         for share in (0.0, 0.25, 0.5):
             mixed = l2_normalise((1 - share) * images[:500] + share * parts.mean(1))
-            found[split, share] = both_ways(recall(mixed, texts, links)).right
-    best = max((0.25, 0.5), key=lambda share: found["validation", share].mean())
-    value, bounds = gain(found["test", best], found["test", 0.0])
-    control = gain(found["test", 0.0], both_ways(recall(l2_normalise(parts[:, 0]), texts, links)).right)[1]
-    told = f"{shown(f'crops at {best}', value, bounds)} on {found['test', 0.0].mean():.2f}, 500 photographs"
+            measured[split, share] = both_ways(recall(mixed, texts, links)).right
+    best = max((0.25, 0.5), key=lambda share: measured["validation", share].mean())
+    value, bounds = gain(measured["test", best], measured["test", 0.0])
+    control = gain(measured["test", 0.0], both_ways(recall(l2_normalise(parts[:, 0]), texts, links)).right)[1]
+    told = f"{shown(f'crops at {best}', value, bounds)} on {measured['test', 0.0].mean():.2f}, 500 photographs"
     return Outcome(told, bounds, tried(bounds, control))
 
 
@@ -288,14 +286,14 @@ def analogies(lab: Lab) -> Outcome:
     folder = lab.data / "data" / "ikea"
     with (folder / "index.csv").open() as file:
         table = list(csv.DictReader(file))
-    images = lab.vectors("image", [folder / each["file"] for each in table])
+    images = lab.vectors("image", [folder / photograph["file"] for photograph in table])
     colours = ("white", "black", "blue", "red", "green", "yellow", "grey", "brown", "pink", "beige")
     owns = []
-    for each in table:
-        own = [colour for colour in colours if f" {colour}" in f" {each['caption'].lower()}"]
-        owns.append((each["label"], own[0]) if len(own) == 1 else None)
+    for photograph in table:
+        colours_of = [colour for colour in colours if f" {colour}" in f" {photograph['caption'].lower()}"]
+        owns.append((photograph["label"], colours_of[0]) if len(colours_of) == 1 else None)
     words = dict(zip(colours, lab.vectors("text", list(colours), "colours"), strict=True))
-    places = {key: [p for p, own in enumerate(owns) if own == key] for key in set(owns) if key is not None}
+    places = {key: [p for p, owner in enumerate(owns) if owner == key] for key in set(owns) if key is not None}
     hits: dict[float, list[float]] = {0.0: [], 0.5: [], 1.0: []}
     split: list[int] = []
     for (kind, colour), at in sorted(places.items()):
@@ -311,10 +309,10 @@ def analogies(lab: Lab) -> Outcome:
                     similar[[p for p, k in enumerate(owns) if k == (kind, colour)]] = -np.inf
                     hits[share].append(100.0 * bool(set(np.argsort(-similar)[:5].tolist()) & set(right)))
     rows = np.array(split)
-    found = {share: np.array(values) for share, values in hits.items()}
-    best = max((0.5, 1.0), key=lambda share: found[share][rows == 0].mean())
-    value, bounds = gain(found[best][rows == 1], found[0.0][rows == 1])
-    told = f"{shown(f'found in five, share {best}', value, bounds)} on {found[0.0][rows == 1].mean():.1f} alone, "
+    shares = {share: np.array(values) for share, values in hits.items()}
+    best = max((0.5, 1.0), key=lambda share: shares[share][rows == 0].mean())
+    value, bounds = gain(shares[best][rows == 1], shares[0.0][rows == 1])
+    told = f"{shown(f'found in five, share {best}', value, bounds)} on {shares[0.0][rows == 1].mean():.1f} alone, "
     return Outcome(f"{told}{(rows == 1).sum()} analogies", bounds, holds(bounds[0] > 0))
 
 
@@ -332,15 +330,15 @@ def across(lab: Lab) -> Outcome:
     shows |= {"helicopter": "helicopter", "car horn": "car seen from the side", "airplane": "airplane"}
     names = [seen.classes.index(name) for name in shows.values()]
     keep = np.isin(labels, names)
-    sounds, own, _ = labelled(lab, "esc50")
+    sounds, sound_labels, _ = labelled(lab, "esc50")
     assert heard.labels is not None
     among = [heard.classes.index(name) for name in shows]
-    rows = np.isin(own, among)
+    rows = np.isin(sound_labels, among)
     means = lab.starter.manifest.means
     between = np.array(means["image"]) - np.array(means["audio"])
     model = LogisticRegression(max_iter=2000, C=10).fit(pictures[keep], labels[keep])
     told = model.predict(sounds[rows] + between)
-    right = (told == np.array(names)[[among.index(label) for label in own[rows]]]) * 100.0
+    right = (told == np.array(names)[[among.index(label) for label in sound_labels[rows]]]) * 100.0
     bounds = interval(right)
     return Outcome(
         f"{right.mean():.1f} % of {rows.sum()} sounds, chance {100 / len(names):.1f}",

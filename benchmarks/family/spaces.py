@@ -43,7 +43,7 @@ from service.contract.vectors import l2_normalise
 from training.bundle.bind.maps import Map, procrustes
 from training.encoders import load_encoder, weights_sha256
 from training.features import Features, cached_features, preparer, runner
-from training.fit.ladder import Trained, project
+from training.heads.trained import Trained
 from training.measure.emergent import average_precision, chance_precision
 from training.measure.intervals import interval
 from training.measure.prepared import Prepared
@@ -51,6 +51,7 @@ from training.measure.ranks import label_ranks
 from training.measure.select.sides import Side
 from training.measure.select.sides import each as each_row
 from training.measure.select.streaming import Sizes, compare
+from training.measure.validation import project
 from training.pairs import Split, readable
 from training.recipe import load_recipe
 
@@ -91,7 +92,7 @@ def subspace(lab: Lab) -> Outcome:
     for first in (0, 500, 1000):
         few = some(lab.captions, 500, first)
         runs = [[lab.fit({"flickr8k": few}, projector={"kind": kind})] for kind in ("cca", "ridge")]
-        differences.append([both_ways(tested(each, lab.captions["test"])).right for each in runs])
+        differences.append([both_ways(tested(run, lab.captions["test"])).right for run in runs])
     cca, ridge = np.mean(differences, axis=0)
     value, bounds = gain(cca, ridge)
     return Outcome(f"{shown('CCA', value, bounds)} on {ridge.mean():.2f}, three draws", bounds, holds(bounds[0] > 0))
@@ -114,7 +115,7 @@ def noise_robust(lab: Lab) -> Outcome:
         noisy = shuffled(lab.captions, share)
         grid = [{"train": {"regularise": {"noise_robust": weight}}} for weight in (3.0, 10.0)]
         _, runs = lab.best(noisy, grid)
-        hits = [both_ways(tested(each, lab.captions["test"])).right for each in (runs, lab.runs(noisy))]
+        hits = [both_ways(tested(several, lab.captions["test"])).right for several in (runs, lab.runs(noisy))]
         gained.append(hits)
         told.append(shown(f"{share:.0%}", *gain(hits[0], hits[1])))
     better, base = np.mean(gained, axis=0)
@@ -134,7 +135,7 @@ def curriculum(lab: Lab) -> Outcome:
         end: [lab.fit(data, seed, train={"until": {"noisy": end}} if end < 1 else {}) for seed in SEEDS]
         for end in (0.5, 0.75, 1.0)
     }
-    scores = {end: lab.validated(each, clean) for end, each in runs.items() if end < 1}
+    scores = {end: lab.validated(run, clean) for end, run in runs.items() if end < 1}
     top = max(scores, key=lambda end: scores[end])
     value, bounds, before = _compared(lab, runs[top], runs[1.0], (clean, clean))
     return Outcome(f"{shown(f'clean from {top}', value, bounds)} on {before}", bounds, tried(bounds, _control(lab)[1]))
@@ -152,7 +153,7 @@ def unmixed(lab: Lab) -> Outcome:
     for mixed in (False, True):
         runs = [lab.fit(data, seed, train={"objective": {"mixed": mixed}}) for seed in SEEDS]
         hits.append(both_ways(tested(runs, lab.captions["test"])).right)
-        labels = [lab.score(each, {name: data[name] for name in ("esc50", "caltech101")}) for each in runs]
+        labels = [lab.score(run, {name: data[name] for name in ("esc50", "caltech101")}) for run in runs]
         hits.append(float(np.mean(labels)))
     value, bounds = gain(hits[0], hits[2])
     chance = 100 / 50
@@ -166,9 +167,9 @@ def uniform(lab: Lab) -> Outcome:
     change, runs = lab.best(lab.captions, grid)
     value, bounds, before = _compared(lab, runs, _plain(lab), (lab.captions, lab.captions))
     gaps = []
-    for each in (_plain(lab), runs):
+    for several in (_plain(lab), runs):
         test = lab.captions["test"]
-        sides = project(each[0].heads["image"], test.media), project(each[0].heads["text"], test.texts)
+        sides = project(several[0].heads["image"], test.media), project(several[0].heads["text"], test.texts)
         gaps.append(float(np.linalg.norm(sides[0].mean(0) - sides[1].mean(0))))
     told = f"{shown('terms', value, bounds)} on {before}; gap {gaps[0]:.3f} → {gaps[1]:.3f}; {json.dumps(change)}"
     return Outcome(told, bounds, holds(bounds[1] >= 0 and bounds[0] > -1))
@@ -223,29 +224,30 @@ def _words(lab: Lab, texts: Sequence[str]) -> Floats:
     known = {word: place for place, word in enumerate((folder / "words_60k.txt").read_text().split())}
     vectors = np.load(folder / "vectors_60k_f16.npy", allow_pickle=False).astype(np.float32)
     rows = [[known[word] for word in text.lower().replace(".", " ").split() if word in known] for text in texts]
-    return np.stack([vectors[each].mean(0) if each else vectors.mean(0) for each in rows])
+    return np.stack([vectors[places].mean(0) if places else vectors.mean(0) for places in rows])
 
 
 @row(1, "From Unimodal to Multimodal", "likeness of frozen encoders (debiased CKA) and the R@1 that heads reach")
 @row(75, "CroCo", "controls of low CKA rank last, and train worst")
 def likeness(lab: Lab) -> Outcome:
     media, texts = _sides(lab, "train")
-    held = _sides(lab, "test")
-    found = compare(
+    sides = _sides(lab, "test")
+    alignments = compare(
         [Side(name, (array,), each_row(len(array))) for name, array in media.items()],
         [Side(name, (array,), each_row(len(array))) for name, array in texts.items()],
         Sizes(queries=1000),
     )
     cka, reached, names = [], [], []
-    for each in found:
-        through = _ridge(media[each.media], texts[each.text])
+    for alignment in alignments:
+        through = _ridge(media[alignment.media], texts[alignment.text])
         similar = (
-            l2_normalise(through(held[0][each.media])) @ l2_normalise(_standard(held[1][each.text], texts[each.text])).T
+            l2_normalise(through(sides[0][alignment.media]))
+            @ l2_normalise(_standard(sides[1][alignment.text], texts[alignment.text])).T
         )
         rank = (similar >= similar.diagonal()[:, None]).sum(1)
-        cka.append(each.cka)
+        cka.append(alignment.cka)
         reached.append(float((rank <= 10).mean() * 100))
-        names.append((each.media, each.text))
+        names.append((alignment.media, alignment.text))
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(1000):
@@ -287,9 +289,9 @@ def _sound_to_image(lab: Lab, sounds: Floats, images: Floats) -> tuple[NDArray[n
     shows = json.loads((lab.data / "data" / "esc50_to_image_classes.json").read_text())
     names = lab.recipe.pairs["caltech101"].names
     right = {
-        sound.lower(): {names.get(label, readable(label)) for label in each["caltech"]}
-        for sound, each in shows.items()
-        if "caltech" in each
+        sound.lower(): {names.get(label, readable(label)) for label in words["caltech"]}
+        for sound, words in shows.items()
+        if "caltech" in words
     }
     assert heard.labels is not None and seen.labels is not None
     rows = [place for place, label in enumerate(heard.labels) if heard.classes[label].lower() in right]
@@ -354,9 +356,9 @@ def three_spaces(lab: Lab) -> Outcome:
     pictures = lab.fit({"caltech101": lab.splits("caltech101")})
     spaces = {"caltech101": pictures, "esc50": _two_spaces(lab)[1], "flickr8k": _plain(lab)[0]}
     anchors = _anchor_texts(lab)
-    texts = {name: project(each.heads["text"], anchors) for name, each in spaces.items()}
-    media = {name: _projected(lab, each, name) for name, each in spaces.items()}
-    found: dict[tuple[str, ...], NDArray[np.floating]] = {}
+    texts = {name: project(space.heads["text"], anchors) for name, space in spaces.items()}
+    media = {name: _projected(lab, space, name) for name, space in spaces.items()}
+    precisions: dict[tuple[str, ...], NDArray[np.floating]] = {}
     equal = True
     for order in permutations(spaces):
         last = order[-1]  # its texts stay as they are, so that what joins it first changes nothing for what joins later
@@ -364,11 +366,11 @@ def three_spaces(lab: Lab) -> Outcome:
         for name in order[:-1]:
             through: Map = procrustes(texts[name], texts[last])
             moved[name] = through(media[name])
-        found[order], chance = _sound_to_image(lab, moved["esc50"], moved["caltech101"])
-        other = found.get((order[1], order[0], last))
-        equal = equal and (other is None or np.array_equal(other, found[order]))
-    means = {" + ".join(order): float(each.mean()) for order, each in found.items()}
-    bounds = interval(min(found.values(), key=lambda each: float(each.mean())))
+        precisions[order], chance = _sound_to_image(lab, moved["esc50"], moved["caltech101"])
+        other = precisions.get((order[1], order[0], last))
+        equal = equal and (other is None or np.array_equal(other, precisions[order]))
+    means = {" + ".join(order): float(precision.mean()) for order, precision in precisions.items()}
+    bounds = interval(min(precisions.values(), key=lambda precision: float(precision.mean())))
     pairs = {}
     for first, second in permutations(("esc50", "caltech101"), 2):
         alone = procrustes(texts[first], texts[second])(media[first])
@@ -388,13 +390,13 @@ def translated(lab: Lab) -> Outcome:
     through = procrustes(project(first.heads["text"], anchors), project(second.heads["text"], anchors))
     test = lab.captions["test"]
     texts = project(second.heads["text"], test.texts)
-    moved, own = (
+    moved, home = (
         both_ways(recall(vectors, texts, test.pairs.links)).right
         for vectors in (through(project(first.heads["image"], test.media)), project(second.heads["image"], test.media))
     )
     bounds = interval(moved)
     return Outcome(
-        f"R@1 {moved.mean():.2f} translated, {own.mean():.2f} at home", bounds, holds(bounds[0] > own.mean() / 2)
+        f"R@1 {moved.mean():.2f} translated, {home.mean():.2f} at home", bounds, holds(bounds[0] > home.mean() / 2)
     )
 
 
@@ -423,9 +425,9 @@ def withheld(lab: Lab) -> Outcome:
     for part in parts:
         trained = lab.fit({"esc50": _kept(splits, ~np.isin(labels, part))})
         right.append(_labels_right(lab, trained, "esc50", part))
-    each = np.concatenate(right)
-    bounds = interval(each)
-    return Outcome(f"top-1 of unseen classes among 50: {each.mean():.2f}, chance 2", bounds, holds(bounds[0] > 2))
+    hits = np.concatenate(right)
+    bounds = interval(hits)
+    return Outcome(f"top-1 of unseen classes among 50: {hits.mean():.2f}, chance 2", bounds, holds(bounds[0] > 2))
 
 
 @row(16, "MultiMAE", "what a frozen classifier names sounds, as pairs, against few real pairs and shuffled names")
@@ -443,8 +445,8 @@ def pseudo_labels(lab: Lab) -> Outcome:
     def made(names: NDArray[np.int64]) -> dict[Split, Prepared]:
         links = np.stack([np.arange(len(names)), names], 1)
         pairs = replace(part.pairs, name="named", texts=texts, links=links, labels=None, classes=[])
-        held, test = (some({"train": lab.captions[split]}, 0)["train"] for split in ("validation", "test"))
-        return {"train": replace(part, pairs=pairs, texts=encoded), "validation": held, "test": test}
+        validation, test = (some({"train": lab.captions[split]}, 0)["train"] for split in ("validation", "test"))
+        return {"train": replace(part, pairs=pairs, texts=encoded), "validation": validation, "test": test}
 
     wrong = np.random.default_rng(0).permutation(best)
     right = {
@@ -469,9 +471,9 @@ def _random_like(lab: Lab) -> Lab:
     module = copy.deepcopy(encoder.module)
     assert module is not None
     torch.manual_seed(0)
-    for each in module.modules():
-        if isinstance(each, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(each.weight)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight)
     other.encoders = {**other.encoders, "image": replace(encoder, module=module, weights_sha256=weights_sha256(module))}
     return other
 
@@ -504,14 +506,14 @@ def probes(lab: Lab) -> Outcome:
             for s, part in parts.items()
         },
     }
-    for name, each in views.items():
-        guess = _ridge(each["train"][:some_media], targets["train"][:some_media], 1.0)(each["test"])
+    for name, view in views.items():
+        guess = _ridge(view["train"][:some_media], targets["train"][:some_media], 1.0)(view["test"])
         similar = l2_normalise(guess) @ l2_normalise(_standard(targets["test"], targets["train"][:some_media])).T
         scores[name] = (similar < similar.diagonal()[:, None]).mean(1) * 100
     joined, alone, control = scores.values()
     value, bounds = gain(joined, alone)
     known = gain(alone, control)
-    told = f"{', '.join(f'{name} {each.mean():.1f}' for name, each in scores.items())}, chance 50; "
+    told = f"{', '.join(f'{name} {score.mean():.1f}' for name, score in scores.items())}, chance 50; "
     told += f"{shown('joined over alone', value, bounds)}; {shown('alone over random', *known)}"
     return Outcome(told, known[1], holds(known[1][0] > 0 and interval(joined)[0] > 50))
 
@@ -526,7 +528,7 @@ def side_by_side(lab: Lab) -> Outcome:
     first = {split: np.asarray(part.media.pooled) for split, part in lab.captions.items()}
     both = {split: np.concatenate([first[split], second[split]], 1) for split in first}
     data = {name: _with_media(lab.captions, media) for name, media in {"second": second, "both": both}.items()}
-    runs = {"first": _plain(lab), **{name: lab.runs(each) for name, each in data.items()}}
+    runs = {"first": _plain(lab), **{name: lab.runs(sources) for name, sources in data.items()}}
     better = max(("first", "second"), key=lambda name: lab.validated(runs[name], data.get(name, lab.captions)))
     value, bounds, before = _compared(lab, runs["both"], runs[better], (data["both"], data.get(better, lab.captions)))
     names = ("test_captions_are_ranked_written_and_drawn", "test_the_rarest_concept_chooses_first_and_a_cap_holds")
@@ -543,15 +545,15 @@ def spectrograms(lab: Lab) -> Outcome:
         if name == "pictures":
             for split, part in splits.items():
                 paths = [
-                    picture(folder / f"{each.stem}.png", partial(_spectrogram, each)) for each in files_of(part.pairs)
+                    picture(folder / f"{file.stem}.png", partial(_spectrogram, file)) for file in files_of(part.pairs)
                 ]
                 seen = Features(np.asarray(lab.encoded("image", paths, "spectrograms").pooled))
                 splits[split] = replace(part, media=seen)
         data[name] = splits
     right = {}
-    for name, each in data.items():
-        runs = [lab.fit({"esc50": each}, seed) for seed in SEEDS]
-        right[name] = np.mean([_told_apart(lab, trained, each["test"]) for trained in runs], axis=0)
+    for name, sources in data.items():
+        runs = [lab.fit({"esc50": sources}, seed) for seed in SEEDS]
+        right[name] = np.mean([_told_apart(lab, trained, sources["test"]) for trained in runs], axis=0)
     value, bounds = gain(right["sounds"], right["pictures"])
     told = (
         f"top-1 by spectrograms {right['pictures'].mean():.1f}, chance 2; {shown('the audio encoder', value, bounds)}"
@@ -577,7 +579,9 @@ def _spectrogram(path: Path) -> Image.Image:
 
 def _told_apart(lab: Lab, trained: Trained, part: Prepared) -> NDArray[np.floating]:
     template = lab.recipe.templates["audio"][0]
-    texts = project(trained.heads["text"], lab.encoded("text", [template.format(each) for each in part.pairs.classes]))
+    texts = project(
+        trained.heads["text"], lab.encoded("text", [template.format(label) for label in part.pairs.classes])
+    )
     assert part.pairs.labels is not None
     return (label_ranks(project(trained.heads["audio"], part.media) @ texts.T, part.pairs.labels) < 1) * 100.0
 
@@ -586,25 +590,25 @@ def _told_apart(lab: Lab, trained: Trained, part: Prepared) -> NDArray[np.floati
 def student(lab: Lab) -> Outcome:
     """The starter's student of sounds, on ESC-50's test fold, which it never heard."""
     data = f"data.root={lab.data.resolve()}"
-    own = load_encoder(load_recipe(Path("training/recipes/starter.yaml"), [data]), "audio")
+    student_encoder = load_encoder(load_recipe(Path("training/recipes/starter.yaml"), [data]), "audio")
     teacher = load_encoder(load_recipe(Path("training/recipes/best.yaml"), [data]), "audio")
     part = {split: lab.pairs["esc50"][split] for split in ("train", "test")}
     features = {
         name: {
-            split: np.asarray(cached_features(each, one.media, lab.cache, what=name).pooled)
+            split: np.asarray(cached_features(graph, one.media, lab.cache, what=name).pooled)
             for split, one in part.items()
         }
-        for name, each in (("student", own), ("teacher", teacher))
+        for name, graph in (("student", student_encoder), ("teacher", teacher))
     }
-    width = own.width - len(own.concepts)
+    width = student_encoder.width - len(student_encoder.concepts)
     centre = features["teacher"]["train"][:, :width].mean(0)
     near = (
         l2_normalise(features["student"]["test"][:, :width] - centre)
         * l2_normalise(features["teacher"]["test"][:, :width] - centre)
     ).sum(1)
     bounds, times = interval(near), {}
-    for name, each in (("student", own), ("teacher", teacher)):
-        prepare, run = preparer(each), runner(each, tokens=False)
+    for name, graph in (("student", student_encoder), ("teacher", teacher)):
+        prepare, run = preparer(graph), runner(graph, tokens=False)
         ready = [prepare(path) for path in part["test"].media[:20]]
         run(ready[:1])
         started = time.process_time()

@@ -26,10 +26,10 @@ from benchmarks.family.rows import Outcome, gain, holds, row, shown, tried
 from service.contract.audio import decode_audio
 from service.contract.vectors import l2_normalise
 from training.features import Features
-from training.fit.ladder import project
 from training.measure.intervals import interval
 from training.measure.prepared import Prepared
 from training.measure.ranks import label_ranks
+from training.measure.validation import project
 from training.pairs import Pairs
 
 _FUNCTIONS = 1000
@@ -60,9 +60,9 @@ def _functions() -> Iterator[tuple[str, str]]:
 @cache
 def code() -> tuple[list[str], list[str]]:
     """Docstrings and functions, each docstring once, drawn from all packages."""
-    found = list(dict(_functions()).items())
-    chosen = np.random.default_rng(0).permutation(len(found))[:_FUNCTIONS]
-    return [found[place][0] for place in chosen], [found[place][1] for place in chosen]
+    documented = list(dict(_functions()).items())
+    chosen = np.random.default_rng(0).permutation(len(documented))[:_FUNCTIONS]
+    return [documented[place][0] for place in chosen], [documented[place][1] for place in chosen]
 
 
 def _words(text: str) -> list[str]:
@@ -72,14 +72,14 @@ def _words(text: str) -> list[str]:
 
 def bm25(queries: Sequence[str], documents: Sequence[str], k: float = 1.2, b: float = 0.75) -> Floats:
     """Okapi BM25 scores (Q, N)."""
-    counts = [Counter(_words(each)) for each in documents]
-    lengths = np.array([sum(each.values()) for each in counts], np.float64)
-    seen = Counter(word for each in counts for word in each)
+    counts = [Counter(_words(document)) for document in documents]
+    lengths = np.array([sum(count.values()) for count in counts], np.float64)
+    seen = Counter(word for count in counts for word in count)
     scores = np.zeros((len(queries), len(documents)), np.float32)
     for place, query in enumerate(queries):
         for word in set(_words(query)) & seen.keys():
             weight = math.log(1 + (len(documents) - seen[word] + 0.5) / (seen[word] + 0.5))
-            often = np.array([each[word] for each in counts])
+            often = np.array([count[word] for count in counts])
             scores[place] += weight * often * (k + 1) / (often + k * (1 - b + b * lengths / lengths.mean()))
     return scores
 
@@ -96,7 +96,7 @@ def _reciprocal(scores: Floats, right: NDArray[np.int64]) -> NDArray[np.floating
 )
 def docstrings(lab: Lab) -> Outcome:
     queries, functions = code()
-    vectors = [l2_normalise(np.asarray(lab.encoded("text", each, "code").pooled)) for each in (queries, functions)]
+    vectors = [l2_normalise(np.asarray(lab.encoded("text", texts, "code").pooled)) for texts in (queries, functions)]
     right = np.arange(len(queries))
     model, words = _reciprocal(vectors[0] @ vectors[1].T, right), _reciprocal(bm25(queries, functions), right)
     value, bounds = gain(model, words)
@@ -107,9 +107,9 @@ def docstrings(lab: Lab) -> Outcome:
 def renamed(source: str) -> str:
     """Writes the same function with other names for its arguments, its variables and itself."""
     tree = ast.parse(source)
-    own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    other = {name: f"v{place}" for place, name in enumerate(sorted(own - {"self", "cls"}))}
+    parameters = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    parameters |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    other = {name: f"v{place}" for place, name in enumerate(sorted(parameters - {"self", "cls"}))}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             node.id = other.get(node.id, node.id)
@@ -126,8 +126,8 @@ def renamed(source: str) -> str:
 def clones(lab: Lab) -> Outcome:
     _, functions = code()
     chosen = functions[:500]
-    queries = [renamed(each) for each in chosen]
-    vectors = [l2_normalise(np.asarray(lab.encoded("text", each, "code").pooled)) for each in (queries, functions)]
+    queries = [renamed(function) for function in chosen]
+    vectors = [l2_normalise(np.asarray(lab.encoded("text", texts, "code").pooled)) for texts in (queries, functions)]
     right = np.arange(len(queries))
     model, words = _reciprocal(vectors[0] @ vectors[1].T, right), _reciprocal(bm25(queries, functions), right)
     value, bounds = gain(model, words)
@@ -156,8 +156,8 @@ class _Multilingual:
 def _stamps(lab: Lab) -> tuple[list[dict[str, str]], Floats]:
     folder = lab.data / "data" / "stamps"
     with (folder / "index.csv").open(encoding="utf-8") as file:
-        table = list({each["caption"]: each for each in csv.DictReader(file) if each["caption_de"]}.values())
-    return table, np.asarray(lab.encoded("image", [folder / each["file"] for each in table], "stamps").pooled)
+        table = list({stamp["caption"]: stamp for stamp in csv.DictReader(file) if stamp["caption_de"]}.values())
+    return table, np.asarray(lab.encoded("image", [folder / stamp["file"] for stamp in table], "stamps").pooled)
 
 
 def _english(lab: Lab, captions: int = 2) -> dict[Any, Prepared]:
@@ -184,17 +184,17 @@ def languages(lab: Lab) -> Outcome:
     data = _english(lab)
     runs = [lab.fit({"flickr8k": data}, seed) for seed in SEEDS]
     table, images = _stamps(lab)
-    found = {}
+    measured = {}
     for key, language in (("caption", "en"), ("caption_de", "de"), ("caption_fr", "fr"), ("caption_es", "es")):
-        words = Features(_Multilingual(lab)([each[key] for each in table]))
-        similar = [
-            project(each.heads["text"], words) @ project(each.heads["image"], Features(images)).T for each in runs
-        ]
-        found[language] = np.mean([(label_ranks(each, np.arange(len(table))) < 10) * 100.0 for each in similar], axis=0)
-    worst = min(("de", "fr", "es"), key=lambda language: found[language].mean())
-    chance, bounds = 1000 / len(table), interval(found[worst])
+        words = Features(_Multilingual(lab)([stamp[key] for stamp in table]))
+        similar = [project(run.heads["text"], words) @ project(run.heads["image"], Features(images)).T for run in runs]
+        measured[language] = np.mean(
+            [(label_ranks(scores, np.arange(len(table))) < 10) * 100.0 for scores in similar], axis=0
+        )
+    worst = min(("de", "fr", "es"), key=lambda language: measured[language].mean())
+    chance, bounds = 1000 / len(table), interval(measured[worst])
     passed, total = pytest_passes("tests/training/test_objective.py::test_gradients_in_blocks_equal_those_of_the_whole")
-    told = f"R@10 {', '.join(f'{name} {each.mean():.1f}' for name, each in found.items())}, chance {chance:.1f}, "
+    told = f"R@10 {', '.join(f'{name} {hits.mean():.1f}' for name, hits in measured.items())}, chance {chance:.1f}, "
     told += f"{len(table)} pictures; chunked loss: {passed} of {total} tests pass"
     return Outcome(told, bounds, holds(bounds[0] > chance and passed == total))
 
@@ -223,11 +223,11 @@ def templated(lab: Lab) -> Outcome:
 
     def hits(trained: Any, rows: NDArray[np.int64]) -> NDArray[np.floating]:
         media = project(trained.heads["image"], Features(images[rows]))
-        each = []
+        scores = []
         for key in keys[1:]:
             words = project(trained.heads["text"], Features(encode([table[place][key] for place in rows])))
-            each.append((label_ranks(words @ media.T, np.arange(len(rows))) < 5) * 100.0)
-        return np.asarray(np.mean(each, axis=0), np.float64)
+            scores.append((label_ranks(words @ media.T, np.arange(len(rows))) < 5) * 100.0)
+        return np.asarray(np.mean(scores, axis=0), np.float64)
 
     rows, empty = np.flatnonzero(fold >= 2), np.zeros(0, np.int64)
     none = Prepared(
@@ -235,7 +235,7 @@ def templated(lab: Lab) -> Outcome:
         Features(images[empty]),
         Features(np.zeros((0, 384), np.float32)),
     )
-    held, test = np.flatnonzero(fold == 0), np.flatnonzero(fold == 1)
+    validation, test = np.flatnonzero(fold == 0), np.flatnonzero(fold == 1)
     plain = [lab.fit({"flickr8k": data}, seed) for seed in SEEDS]
     runs = {}
     for weight in (0.1, 0.3):
@@ -245,7 +245,7 @@ def templated(lab: Lab) -> Outcome:
             lab.fit({"flickr8k": data, "stamps": {"train": part, "validation": none, "test": none}}, seed)
             for seed in SEEDS
         ]
-    best = max(runs, key=lambda weight: np.mean([hits(each, held).mean() for each in runs[weight]]))
+    best = max(runs, key=lambda weight: np.mean([hits(run, validation).mean() for run in runs[weight]]))
     shuffled = synthetic(rows, wrong=True)
     shuffled = replace(shuffled, pairs=replace(shuffled.pairs, weight=best))
     wrong = [
@@ -253,7 +253,7 @@ def templated(lab: Lab) -> Outcome:
         for seed in SEEDS
     ]
     better, base, worse = (
-        np.mean([hits(each, test) for each in several], axis=0) for several in (runs[best], plain, wrong)
+        np.mean([hits(run, test) for run in several], axis=0) for several in (runs[best], plain, wrong)
     )
     value, bounds = gain(better, base)
     control = gain(better, worse)
@@ -301,20 +301,20 @@ def _digits(lab: Lab) -> tuple[list[Path], list[str], list[str]]:
     with (folder / "index.csv").open() as file:
         table = list(csv.DictReader(file))
     return (
-        [folder / each["file"] for each in table],
-        [each["label"] for each in table],
-        [each["speaker"] for each in table],
+        [folder / clip["file"] for clip in table],
+        [clip["label"] for clip in table],
+        [clip["speaker"] for clip in table],
     )
 
 
 def _labelled(
-    lab: Lab, media: Floats, labels: Sequence[str], rows: NDArray[np.int64], held: NDArray[np.int64]
+    lab: Lab, media: Floats, labels: Sequence[str], rows: NDArray[np.int64], held_out: NDArray[np.int64]
 ) -> dict[Any, Prepared]:
-    """Sounds with one text each, as pairs to train on; `held` is for validation."""
+    """Sounds with one text each, as pairs to train on; `held_out` is for validation."""
     texts = sorted(set(labels))
     encoded = Features(np.asarray(lab.encoded("text", texts, "speech").pooled))
     result = {}
-    for split, chosen in (("train", rows), ("validation", held), ("test", held[:0])):
+    for split, chosen in (("train", rows), ("validation", held_out), ("test", held_out[:0])):
         links = np.stack([np.arange(len(chosen)), [texts.index(labels[place]) for place in chosen]], 1).reshape(-1, 2)
         pairs = Pairs(
             "speech", "audio", [Path(str(place)) for place in chosen], texts, links.astype(np.int64), None, [], 1.0
@@ -345,10 +345,10 @@ def spoken_words(lab: Lab) -> Outcome:
     for speaker in sorted(set(speakers)):
         test = np.flatnonzero(np.array(speakers) == speaker)
         hits.append(_told(lab, media, words, np.setdiff1d(np.arange(len(files)), test), test, 0))
-    each = np.concatenate(hits)
-    bounds = interval(each)
+    right = np.concatenate(hits)
+    bounds = interval(right)
     return Outcome(
-        f"top-1 {each.mean():.1f} % of ten words, chance 10, {len(set(speakers))} speakers left out in turn",
+        f"top-1 {right.mean():.1f} % of ten words, chance 10, {len(set(speakers))} speakers left out in turn",
         bounds,
         holds(bounds[0] > 10),
     )
@@ -369,8 +369,8 @@ def domains(lab: Lab) -> Outcome:
             similar = unit @ unit.T
             np.fill_diagonal(similar, -np.inf)
             near = np.argsort(-similar, axis=1)[:, :5]
-            own = np.array(labels)
-            ranked[domain, name] = float((own[near] == own[:, None]).mean() * 100)
+            language_of = np.array(labels)
+            ranked[domain, name] = float((language_of[near] == language_of[:, None]).mean() * 100)
             order = np.random.default_rng(0).permutation(len(paths))
             half = len(paths) // 2
             trained[domain, name] = np.mean(
@@ -385,7 +385,7 @@ def domains(lab: Lab) -> Outcome:
             f"{domain}: votes {ranked[domain, domain]:.1f}, {ranked[domain, other]:.1f}; {shown('gain', value, bounds)}"
         )
     first = all(ranked[domain, domain] > ranked[domain, names[1 - names.index(domain)]] for domain in sounds)
-    worst = min(bounds_of, key=lambda each: each[0])
+    worst = min(bounds_of, key=lambda limits: limits[0])
     return Outcome("; ".join(told), worst, holds(first and worst[0] > 0))
 
 
@@ -434,7 +434,7 @@ def minutes(lab: Lab) -> Outcome:
     least, most = min(curve), max(curve)
     value, bounds = gain(curve[most], curve[least])
     last = interval(curve[most])
-    told = ", ".join(f"{each} min {hits.mean():.1f}" for each, hits in curve.items())
+    told = ", ".join(f"{length} min {hits.mean():.1f}" for length, hits in curve.items())
     return Outcome(
         f"R@10 of 100: {told}, chance 10; {shown('most over least', value, bounds)}",
         last,

@@ -10,9 +10,10 @@ from scipy.linalg import eigh
 from training.features import Features
 from training.fit.alignment import FitError, new_heads
 from training.fit.closed_form import PENALTIES, ClosedFormError, cca, ridge
-from training.fit.ladder import project, train
+from training.fit.ladder import train
 from training.heads.projector import Head
 from training.measure.prepared import Prepared
+from training.measure.validation import project
 from training.pairs import Pairs
 from training.recipe import Recipe
 

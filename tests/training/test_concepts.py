@@ -12,13 +12,15 @@ from tests.matrix import matrix
 from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from training import pipeline
-from training.encoders import EncoderError, load_encoder
+from training.encoders import load_encoder
 from training.features import cached_features, preparer
-from training.fit.ladder import Trained, load_projectors, train
+from training.fit.ladder import train
 from training.heads.concepts import name_vectors, named, soft_caption_loss
 from training.heads.projector import ConceptBranch
+from training.heads.trained import Trained, load_projectors
 from training.measure.validation import Data, project, validate
 from training.pairs import PairError, read_pairs
+from training.preprocessors import EncoderError
 from training.recipe import Recipe, RecipeError
 
 

@@ -14,9 +14,10 @@ from service.contract.tokens import TextPreprocessing
 from tests.training import aligned
 from tests.training.conftest import MakeRecipe
 from training.bundle.export import check_parity, export_tower
-from training.encoders import EncoderError, FrozenEncoder, load_encoder, weights_sha256
+from training.encoders import FrozenEncoder, load_encoder, weights_sha256
 from training.features import cached_features, runner
 from training.heads.projector import Head
+from training.preprocessors import EncoderError
 from training.recipe import ProjectorSpec, RecipeError
 
 
@@ -126,8 +127,8 @@ def test_scales_average_the_vectors_of_a_picture_and_of_smaller_ones_of_it(make_
         ({"encoders": {"image": {"onnx": "mobilenet", "scales": [64]}}}, "scales cannot be chosen"),
         ({"encoders": {"audio": {"folder": "yamnet", "scales": [64]}}}, "encoders.audio: scales are for images"),
         (
-            {"encoders": {"image": {"folder": "mobilenet", "scales": [64]}}, "projector": {"kind": "attention"}},
-            "and not for token or attention heads",
+            {"encoders": {"image": {"folder": "mobilenet", "scales": [64]}}, "projector": {"kind": "token"}},
+            "and not for token heads",
         ),
     ],
 )
@@ -142,7 +143,7 @@ def test_scales_that_cannot_be_are_refused(make_recipe: MakeRecipe, changes: dic
     [
         ({"folder": "dinov2", "layers": [7]}, {"kind": "linear"}, "image: dinov2 has no hidden state 7"),
         ({"folder": "mobilenet", "pooling": "cls"}, {"kind": "linear"}, "image: cls pooling needs a CLS state"),
-        ({"folder": "mobilenet", "layers": [3]}, {"kind": "attention"}, "no common cells: no attention projector"),
+        ({"folder": "mobilenet", "layers": [3]}, {"kind": "token"}, "no common cells: no token projector"),
     ],
 )
 def test_features_that_an_encoder_has_not_are_refused(

@@ -18,9 +18,8 @@ from training import pipeline
 from training.bundle.export import ExportError, check_parity, export_tower
 from training.encoders import load_encoder, weights_sha256
 from training.features import preparer
-from training.fit.ladder import Trained
 from training.heads.projector import Head
-from training.heads.trained import load_projectors
+from training.heads.trained import Trained, load_projectors
 from training.pairs import read_pairs
 from training.recipe import Recipe
 
@@ -37,7 +36,7 @@ def random_heads(recipe: Recipe) -> Trained:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["linear", "mlp", "token", "attention"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "token"])
 @pytest.mark.parametrize("encoders", ["convolutional", "transformers"])
 def test_a_bundle_serves_what_training_computed(
     make_recipe: MakeRecipe, tmp_path: Path, kind: str, encoders: str

@@ -29,8 +29,9 @@ from tests.matrix import matrix
 from tests.training import aligned, tiny
 from tests.training.conftest import MakeRecipe
 from training.bundle.export import write_tower
-from training.encoders import EncoderError, load_encoder
+from training.encoders import load_encoder
 from training.heads.projector import Head
+from training.preprocessors import EncoderError
 
 Reference = Callable[[Path, Any], torch.Tensor]
 """A model folder and an input → its features (1, d), by transformers alone."""

@@ -12,10 +12,11 @@ from tests.training.conftest import MakeRecipe
 from training import pipeline
 from training.__main__ import main
 from training.fit.hubs import STRENGTHS
-from training.fit.ladder import load_projectors, project
 from training.heads.bundled import text_head
 from training.heads.projector import Head
 from training.heads.querybank import MediaReserve, TextReserve
+from training.heads.trained import load_projectors
+from training.measure.validation import project
 from training.recipe import RESERVED, ProjectorSpec, load_recipe
 
 

@@ -12,8 +12,9 @@ from tests.training.conftest import MakeRecipe
 from training import pipeline
 from training.data.leaks import without_leaks
 from training.features import Features
-from training.fit.ladder import load_projectors, project
 from training.heads.captions import captions, text_head
+from training.heads.trained import load_projectors
+from training.measure.validation import project
 from training.pairs import PairError, read_pairs
 from training.recipe import Recipe
 

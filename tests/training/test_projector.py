@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, layer_norm, normalize
 
-from training.heads.projector import AttentionPooling, Head, ResidualMLP, Standardise, TokenProjector
+from training.heads.projector import Head, ResidualMLP, Standardise, TokenProjector
 from training.recipe import ProjectorSpec
 
 SPEC = ProjectorSpec(kind="token", dimensions=8, hidden=16, dropout=0.1)
@@ -93,24 +93,6 @@ def test_standardise_gives_mean_0_and_deviation_1_and_survives_a_constant() -> N
     assert torch.allclose(y.mean(0), torch.zeros(4), atol=1e-4)
     assert torch.allclose(y[:, :3].std(0), torch.ones(3), atol=1e-4)
     assert torch.equal(y[:, 3], torch.zeros(200))
-
-
-def test_attention_is_a_softmax_over_an_items_own_tokens() -> None:
-    torch.manual_seed(0)
-    pooling = AttentionPooling(6, ProjectorSpec(kind="attention", dimensions=16)).eval()
-    tokens = torch.randn(2, 5, 6)
-    weights = torch.tensor([[0.2] * 5, [0.5, 0.5, 0, 0, 0]])
-    expected = []
-    for item, own in ((tokens[0], 5), (tokens[1], 2)):
-        x = layer_norm(item[:own], (6,), pooling.norm.weight, pooling.norm.bias)
-        shares, values = pooling.scores(x).softmax(0), pooling.values(x)
-        heads = [shares[:, h] @ values[:, 2 * h : 2 * h + 2] for h in range(8)]
-        expected.append(pooling.out(gelu(torch.cat(heads))))
-    assert torch.allclose(pooling(tokens, weights), torch.stack(expected), atol=1e-6)
-    packed = torch.cat([tokens[0], tokens[1, :2]])
-    shares = torch.zeros(2, 7)
-    shares[0, :5], shares[1, 5:] = 0.2, 0.5
-    assert torch.allclose(pooling(packed, shares), torch.stack(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["ridge", "cca"])

@@ -35,6 +35,7 @@ def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, mo
         ("train.objective.kind=softmax", "train.objective.kind"),
         ("train.objective={kind: sdm, repeats: mask}", "repeats cannot be mask"),
         ("projector.kind=glu", "projector.kind: glu is gone, because it reached R@1 20.06"),
+        ("projector.kind=attention", "projector.kind: attention is gone, because pooling by learned queries"),
         ("train.objective.kind=sigmoid", "train.objective.kind: sigmoid is gone, because it reached R@1 15.9"),
         ("train.objective.bias=0.0", "train.objective.bias is gone"),
         ("train.objective.chunk=0", "train.objective.chunk"),
@@ -71,7 +72,7 @@ def test_unreadable_recipes_say_why(tmp_path: Path) -> None:
 
 
 def test_token_projectors_refuse_what_is_for_pooled_features(tmp_path: Path) -> None:
-    values = tiny.recipe_values(tmp_path, projector={"kind": "attention"})
+    values = tiny.recipe_values(tmp_path, projector={"kind": "token"})
     path = tiny.write_recipe(tmp_path / "r.yaml", values)
     with pytest.raises(RecipeError, match="pooling cannot be both"):
         load_recipe(path, ["encoders.text.pooling=both"])

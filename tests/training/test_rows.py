@@ -53,7 +53,7 @@ def in_two(graph: Path, arrays: list[Any], first: int, outputs: list[str]) -> li
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["linear", "mlp", "token", "attention"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "token"])
 def test_rows_that_were_encoded_before_count_as_ones_own(tiny_root: Path, tmp_path: Path, kind: str) -> None:
     encoder, graph = tower(tiny_root, tmp_path, kind)
     arrays = encoder.preprocessing.collate(rows_of(encoder))

@@ -11,8 +11,9 @@ from tests.training import tiny
 from tests.training.conftest import MakeRecipe
 from training import pipeline
 from training.fit.alignment import new_heads
-from training.fit.ladder import project, train, validate
+from training.fit.ladder import train
 from training.measure.ranks import word_precision
+from training.measure.validation import project, validate
 from training.pairs import read_pairs
 from training.recipe import Recipe, RecipeError
 

@@ -1,8 +1,6 @@
 """Encoder + projector + L2 in one ONNX graph per modality, checked against torch, then written as a bundle."""
 
-import logging
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +22,13 @@ from training.bundle.write import CARD, write
 from training.encoders import FrozenEncoder, Pooled, example_inputs, weights_sha256
 from training.errors import TrainingError
 from training.features import Item, feeds, preparer, runner
-from training.graphs import HEAD, half_stored, session, whole_weights, with_earlier_rows
+from training.graphs import HEAD, half_stored, session, to_onnx, whole_weights, with_earlier_rows
 from training.heads.bundled import PROJECTORS
 from training.heads.projector import Head
 from training.heads.trained import Trained, round_heads, save_projectors
 from training.recipe import ExportSpec, Recipe
 
 PARITY = 0.9999
-_OPSET = 20
 _AS_TRAINED = ExportSpec()
 
 
@@ -61,17 +58,16 @@ def export_tower(encoder: FrozenEncoder, head: Head, path: Path) -> None:
     That of sounds has the features of rows, and can be given those of earlier rows (contract.bundle.ROWS,
     EARLIER_ROWS).
     """
-    with tempfile.TemporaryDirectory() as folder:
-        if encoder.remote is not None:
-            _of_features(head, encoder.width, "features", Path(folder) / "tower.onnx")
-        elif encoder.onnx is None and encoder.modality != "audio":
-            _export_torch(Whole(encoder, head).eval(), encoder, Path(folder) / "tower.onnx")
-        else:
-            _join(encoder, head, Path(folder))
-        model = onnx.load(Path(folder) / "tower.onnx")
+    if encoder.remote is not None:
+        ones = np.ones((2, encoder.width), np.float32)
+        model = to_onnx(_Rows(head).eval(), [ones], ["features"], [OUTPUT], [{0: torch.export.Dim("batch")}])
+    elif encoder.onnx is None and encoder.modality != "audio":
+        model = _traced(Whole(encoder, head), encoder, OUTPUT)
+    else:
+        model = _joined(encoder, head)
     model.graph.ClearField("value_info")  # shapes of the traced example, which a runtime infers anew
     for node in model.graph.node:
-        scope = next((each.value for each in node.metadata_props if each.key == "namespace"), "")
+        scope = next((entry.value for entry in node.metadata_props if entry.key == "namespace"), "")
         if "/head: " in scope and not node.name.startswith(HEAD):
             node.name = HEAD + node.name  # as where a head was joined to an ONNX encoder
         del node.metadata_props[:]  # where in whose folders the exporter found it
@@ -97,14 +93,18 @@ class _Alone(nn.Module):
 
 def export_encoder(encoder: FrozenEncoder, path: Path) -> None:
     """Write an encoder without a head, as `FrozenEncoder.onnx` describes it."""
+    onnx.save(_traced(_Alone(encoder), encoder, "features"), path)
+
+
+def _traced(module: nn.Module, encoder: FrozenEncoder, output: str) -> onnx.ModelProto:
+    """The graph of a module that takes the inputs of an encoder; of sounds those of rows, without their weights."""
     arrays = list(example_inputs(encoder.preprocessing, 2))
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     text = encoder.modality == "text"
     shapes: list[dict[int, Any]] = [{0: batch, 1: length} if text else {0: batch} for _ in arrays]
     if isinstance(encoder.preprocessing, Waveforms):
         shapes[0][1] = torch.export.Dim("samples")
-    names = encoder.preprocessing.inputs[: len(arrays)]
-    _to_onnx(_Alone(encoder).eval(), arrays, names, ["features"], shapes, path)
+    return to_onnx(module.eval(), arrays, encoder.preprocessing.inputs[: len(arrays)], [output], [tuple(shapes)])
 
 
 def check_parity(
@@ -212,15 +212,6 @@ def export_bundle(
         )
 
 
-def _export_torch(whole: Whole, encoder: FrozenEncoder, path: Path) -> None:
-    arrays = list(example_inputs(encoder.preprocessing, 2))
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    shapes: list[dict[int, Any]] = [{0: batch}]
-    if encoder.modality == "text":
-        shapes = [{0: batch, 1: length}, {0: batch, 1: length}]
-    _to_onnx(whole, arrays, encoder.preprocessing.inputs, [OUTPUT], shapes, path)
-
-
 class _Rows(nn.Module):
     """A head on what an encoder's graph gives: pooled features; of sounds, their rows' with averaging weights."""
 
@@ -235,20 +226,14 @@ class _Rows(nn.Module):
         return _projected(self.head, weights @ features, features, weights)
 
 
-def _of_features(head: Head, width: int, name: str, path: Path) -> None:
-    """Write a head's graph alone, for pooled features."""
-    shapes: list[dict[int, Any]] = [{0: torch.export.Dim("batch")}]
-    _to_onnx(_Rows(head).eval(), [np.ones((2, width), np.float32)], [name], [OUTPUT], shapes, path)
-
-
-def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
-    """Append the head's graph to that of its encoder, which may be ONNX already."""
-    path = encoder.onnx
-    if path is None:
-        path = folder / "encoder.onnx"
-        export_encoder(encoder, path)
+def _joined(encoder: FrozenEncoder, head: Head) -> onnx.ModelProto:
+    """The head's graph behind that of its encoder, which may be ONNX already."""
+    if encoder.onnx is None:
+        first = _traced(_Alone(encoder), encoder, "features")
     elif head.needs_tokens:
         raise ExportError(f"{encoder.source} is an ONNX encoder with pooled features only: no token projector")
+    else:
+        first = whole_weights(onnx.load(encoder.onnx))
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     arrays: list[NDArray[Any]] = [np.ones((2, encoder.width), np.float32)]
     shapes: list[dict[int, Any]] = [{0: batch}]
@@ -256,8 +241,7 @@ def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
     if encoder.modality == "audio":
         arrays = [np.ones((6, encoder.width), np.float32), np.full((2, 6), 1 / 3, np.float32)]
         shapes, names = [{0: length}, {0: batch, 1: length}], ["head_features", "weights"]
-    _to_onnx(_Rows(head).eval(), arrays, names, [OUTPUT], shapes, folder / "head.onnx")
-    first, second = whole_weights(onnx.load(path)), onnx.load(folder / "head.onnx")
+    second = to_onnx(_Rows(head).eval(), arrays, names, [OUTPUT], shapes)
     opset = max(_opset(first), _opset(second))
     first, second = (
         model if _opset(model) == opset else onnx.version_converter.convert_version(model, opset)
@@ -279,35 +263,8 @@ def _join(encoder: FrozenEncoder, head: Head, folder: Path) -> None:
     opsets = {entry.domain: entry.version for entry in joined.opset_import}
     del joined.opset_import[:]  # each of them twice
     joined.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items())
-    onnx.save(joined, folder / "tower.onnx")
+    return joined
 
 
 def _opset(model: onnx.ModelProto) -> int:
     return next(entry.version for entry in model.opset_import if not entry.domain)
-
-
-def _to_onnx(
-    module: nn.Module,
-    arrays: Sequence[NDArray[Any]],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    shapes: Any,
-    path: Path,
-) -> None:
-    # The exporter warns of its own deprecations, and that torchvision, which is not used, is absent.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
-        torch.onnx.export(
-            module,
-            tuple(torch.from_numpy(array) for array in arrays),
-            path,
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=(tuple(shapes),) if isinstance(module, (Whole, _Alone)) else tuple(shapes),
-            opset_version=_OPSET,
-            external_data=False,
-            verbose=False,
-        )

@@ -77,11 +77,11 @@ def make_variants(
 
     `folder` holds the towers' graphs; those that are taken are written beside them. Raises QuantiseError.
     """
-    wanted: list[Precision] = [precision for precision in recipe.export.precisions if precision != "fp32"]
-    if not wanted:
+    precisions: list[Precision] = [precision for precision in recipe.export.precisions if precision != "fp32"]
+    if not precisions:
         return dict(towers), {}
     read = {name: read_pairs(recipe, name) for name in recipe.pairs}
-    sets = [each for splits in read.values() if len((each := _test_set(recipe, splits)).media)]
+    sets = [test_set for splits in read.values() if len((test_set := _test_set(recipe, splits)).media)]
     if not sets:
         raise QuantiseError("export.precisions: the recipe has no test pairs to measure the loss of R@1 on")
     graphs: dict[Modality, dict[Precision, Path]] = {}
@@ -89,14 +89,14 @@ def make_variants(
         graphs[modality] = {tower.precision: folder / tower.file}
         if tower.precision != "fp32":
             continue  # trained on a quantised encoder: there is nothing smaller to make of it
-        for precision in wanted:
+        for precision in precisions:
             target = folder / f"{modality}.{precision}.onnx"
             _write(recipe, encoders[modality], read, precision, folder / tower.file, target)
             graphs[modality][precision] = target
     vectors = {
-        modality: _embedded(encoders[modality], each, _items(sets, modality)) for modality, each in graphs.items()
+        modality: _embedded(encoders[modality], paths, _items(sets, modality)) for modality, paths in graphs.items()
     }
-    own = {modality: vectors[modality][towers[modality].precision] for modality in towers}
+    before = {modality: vectors[modality][towers[modality].precision] for modality in towers}
     figures: dict[str, Any] = {}
     taken: dict[Modality, Tower] = {}
     print(f"{'variant':14}{'cosine':>10}{'lowest':>10}{'R@1 loss':>10}{'top-10':>10}{'MB':>8}", file=sys.stderr)
@@ -105,18 +105,14 @@ def make_variants(
         for precision, path in graphs[modality].items():
             if precision == tower.precision:
                 continue
-            measured = _measure(sets, own, modality, vectors[modality][precision])
-            _print(f"{precision} {modality}", measured, path, measured.passes)
-            figures |= {f"{precision}.{modality}.{key}": value for key, value in measured.figures().items()}
-            figures[f"{precision}.{modality}.refused"] = not measured.passes
-            if measured.passes:
-                variants[precision] = Variant(file=path.name, sha256=sha256_file(path), gates=measured.figures())
+            measured = _measure(sets, before, modality, vectors[modality][precision])
+            _judge(precision, modality, measured, measured.passes, path, variants, figures)
         taken[modality] = tower.model_copy(update={"variants": variants})
     for device, smaller in _DEVICES.items():
-        together = {m: vectors[m][smaller] if smaller in t.variants else own[m] for m, t in taken.items()}
-        if all(together[m] is own[m] for m in together):
+        together = {m: vectors[m][smaller] if smaller in t.variants else before[m] for m, t in taken.items()}
+        if all(together[m] is before[m] for m in together):
             continue
-        loss = _loss(sets, own, together)
+        loss = _loss(sets, before, together)
         figures[f"{smaller}.r1_loss"] = round(loss, 5)
         stays = "" if loss <= R1_LOSS else ": not the default"
         print(f"{smaller}: all towers together lose {loss:.2f} points of R@1{stays}", file=sys.stderr)
@@ -134,19 +130,21 @@ def calibrating_and_judging(texts: Sequence[str]) -> tuple[list[str], list[str]]
     return [texts[place] for place in order[:cut]], [texts[place] for place in order[cut:]]
 
 
-def measured_by_neighbours(own: Floats, variant: Floats) -> Measured:
+def measured_by_neighbours(before: Floats, variant: Floats) -> Measured:
     """Vectors (N, d) of texts by a tower and by its variant, without pairs.
 
     R@1 is how often the nearest of the tower's vectors is of the same text, which is easy; the overlap is of the ten
     other texts that are nearest.
     """
-    similarity = variant @ own.T
-    same = np.where(np.eye(len(own), dtype=bool), np.inf, 0)
-    tops = [np.argsort(same - table, axis=1)[:, : min(10, len(own) - 1)] for table in (own @ own.T, similarity)]
+    similarity = variant @ before.T
+    same = np.where(np.eye(len(before), dtype=bool), np.inf, 0)
+    tops = [
+        np.argsort(same - table, axis=1)[:, : min(10, len(before) - 1)] for table in (before @ before.T, similarity)
+    ]
     return Measured(
         cosine=float(similarity.diagonal().mean()),
         cosine_lowest=float(similarity.diagonal().min()),
-        r1_loss=float(100 * (similarity.argmax(1) != np.arange(len(own))).mean()),
+        r1_loss=float(100 * (similarity.argmax(1) != np.arange(len(before))).mean()),
         top10_overlap=float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(*tops, strict=True)])),
     )
 
@@ -170,18 +168,13 @@ def text_variants(
             calibration = batches(folder / tower.file, encoder.preprocessing, sample)
             static(folder / tower.file, graphs[precision], calibration)
     vectors = {p: np.stack([rows[text] for text in texts]) for p, rows in _embedded(encoder, graphs, texts).items()}
-    own = vectors[tower.precision]
+    before = vectors[tower.precision]
     variants: dict[Precision, Variant] = {}
     figures: dict[str, Any] = {}
     for precision in precisions:
-        measured = measured_by_neighbours(own, vectors[precision])
+        measured = measured_by_neighbours(before, vectors[precision])
         passes = measured.passes and measured.top10_overlap >= OVERLAP
-        _print(f"{precision} text", measured, graphs[precision], passes)
-        figures |= {f"{precision}.text.{key}": value for key, value in measured.figures().items()}
-        figures[f"{precision}.text.refused"] = not passes
-        if passes:
-            path = graphs[precision]
-            variants[precision] = Variant(file=path.name, sha256=sha256_file(path), gates=measured.figures())
+        _judge(precision, "text", measured, passes, graphs[precision], variants, figures)
     defaults = {device: smaller for device, smaller in _DEVICES.items() if smaller in variants}
     return tower.model_copy(update={"variants": variants, "defaults": defaults}), figures
 
@@ -206,15 +199,13 @@ def calibration_items(read: Mapping[str, Mapping[Split, Pairs]], modality: Modal
     """Items of a modality from the train splits, evenly from each source and over its length."""
     sources: list[Sequence[Item]] = []
     for splits in read.values():
-        part = splits["train"]
-        items: Sequence[Item] = part.texts if modality == "text" else part.media if part.modality == modality else []
-        if len(items):
+        if len(items := _of(splits["train"], modality)):
             sources.append(items)
     if not sources:  # nothing of this modality is trained on: its test media are all there is
         return [item for splits in read.values() for item in _of(splits["test"], modality)][:count]
-    each = -(-count // len(sources))
+    quota = -(-count // len(sources))
     return [
-        items[index] for items in sources for index in np.linspace(0, len(items) - 1, min(each, len(items)), dtype=int)
+        items[index] for items in sources for index in np.linspace(0, len(items) - 1, min(quota, len(items)), dtype=int)
     ]
 
 
@@ -233,8 +224,10 @@ def _test_set(recipe: Recipe, splits: Mapping[Split, Pairs]) -> _Set:
 
 def _items(sets: Sequence[_Set], modality: Modality) -> list[Item]:
     if modality == "text":
-        return list(dict.fromkeys(text for each in sets for text in each.prompts))
-    return list(dict.fromkeys(path for each in sets if each.pairs.modality == modality for path in each.media))
+        return list(dict.fromkeys(text for test_set in sets for text in test_set.prompts))
+    return list(
+        dict.fromkeys(path for test_set in sets if test_set.pairs.modality == modality for path in test_set.media)
+    )
 
 
 def _embedded(
@@ -256,64 +249,79 @@ def _embedded(
 
 def _measure(
     sets: Sequence[_Set],
-    own: Mapping[Modality, Mapping[Item, Floats]],
+    before: Mapping[Modality, Mapping[Item, Floats]],
     modality: Modality,
     variant: Mapping[Item, Floats],
 ) -> Measured:
-    cosines = [float(own[modality][item] @ vector) for item, vector in variant.items()]
-    sides = {**own, modality: variant}
-    touched = [each for each in sets if modality in ("text", each.pairs.modality)]
-    overlaps = [_overlap(each, own, sides) for each in touched]
+    cosines = [float(before[modality][item] @ vector) for item, vector in variant.items()]
+    sides = {**before, modality: variant}
+    touched = [test_set for test_set in sets if modality in ("text", test_set.pairs.modality)]
+    overlaps = [_overlap(test_set, before, sides) for test_set in touched]
     return Measured(
         cosine=float(np.mean(cosines)) if cosines else float("nan"),
         cosine_lowest=min(cosines, default=float("nan")),
-        r1_loss=_loss(touched, own, sides),
+        r1_loss=_loss(touched, before, sides),
         top10_overlap=float(np.mean(overlaps)) if overlaps else float("nan"),
     )
 
 
 def _loss(
     sets: Sequence[_Set],
-    own: Mapping[Modality, Mapping[Item, Floats]],
+    before: Mapping[Modality, Mapping[Item, Floats]],
     other: Mapping[Modality, Mapping[Item, Floats]],
 ) -> float:
-    losses = [_score(each, own) - _score(each, other) for each in sets]
+    losses = [_score(test_set, before) - _score(test_set, other) for test_set in sets]
     return float(np.mean(losses)) if losses else float("nan")
 
 
-def _score(each: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> float:
+def _score(test_set: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> float:
     """Mean R@1 of the two directions for captions, top-1 for labels; in percent."""
-    media, texts = _sides(each, vectors)
-    if each.pairs.labels is not None:
-        return top1(media, texts, each.pairs.labels[: len(media)])[0]
-    return mean_recall(media, texts, each.pairs.links[each.pairs.links[:, 0] < len(media)])
+    media, texts = _sides(test_set, vectors)
+    if test_set.pairs.labels is not None:
+        return top1(media, texts, test_set.pairs.labels[: len(media)])[0]
+    return mean_recall(media, texts, test_set.pairs.links[test_set.pairs.links[:, 0] < len(media)])
 
 
 def _overlap(
-    each: _Set,
-    own: Mapping[Modality, Mapping[Item, Floats]],
+    test_set: _Set,
+    before: Mapping[Modality, Mapping[Item, Floats]],
     other: Mapping[Modality, Mapping[Item, Floats]],
 ) -> float:
     """How much of the ten media that each text finds is the same."""
     tops = []
-    for vectors in (own, other):
-        media, texts = _sides(each, vectors)
+    for vectors in (before, other):
+        media, texts = _sides(test_set, vectors)
         count = min(10, len(media))
         tops.append(np.argpartition(-(texts @ media.T), count - 1, axis=1)[:, :count])
     return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(*tops, strict=True)]))
 
 
-def _sides(each: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> tuple[Floats, Floats]:
+def _sides(test_set: _Set, vectors: Mapping[Modality, Mapping[Item, Floats]]) -> tuple[Floats, Floats]:
     """Media, and captions or classes."""
-    media = np.stack([vectors[each.pairs.modality][path] for path in each.media])
-    texts = np.stack([vectors["text"][text] for text in each.prompts])
-    if each.pairs.labels is None:
+    media = np.stack([vectors[test_set.pairs.modality][path] for path in test_set.media])
+    texts = np.stack([vectors["text"][text] for text in test_set.prompts])
+    if test_set.pairs.labels is None:
         return media, texts
-    return media, class_vectors(texts, len(each.prompts) // len(each.pairs.classes))
+    return media, class_vectors(texts, len(test_set.prompts) // len(test_set.pairs.classes))
 
 
-def _print(name: str, measured: Measured, path: Path, passes: bool) -> None:
+def _judge(
+    precision: Precision,
+    modality: Modality,
+    measured: Measured,
+    passes: bool,
+    path: Path,
+    variants: dict[Precision, Variant],
+    figures: dict[str, Any],
+) -> None:
+    """Print a variant's line, note its figures, and take it where it passes."""
     numbers = f"{measured.cosine:>10.4f}{measured.cosine_lowest:>10.4f}{measured.r1_loss:>10.2f}"
     size = path.stat().st_size / 1e6
     verdict = "" if passes else "  refused"
-    print(f"{name:14}{numbers}{measured.top10_overlap:>10.3f}{size:>8.1f}{verdict}", file=sys.stderr)
+    print(
+        f"{f'{precision} {modality}':14}{numbers}{measured.top10_overlap:>10.3f}{size:>8.1f}{verdict}", file=sys.stderr
+    )
+    figures |= {f"{precision}.{modality}.{key}": value for key, value in measured.figures().items()}
+    figures[f"{precision}.{modality}.refused"] = not passes
+    if passes:
+        variants[precision] = Variant(file=path.name, sha256=sha256_file(path), gates=measured.figures())

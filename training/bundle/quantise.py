@@ -55,7 +55,7 @@ class QuantiseError(TrainingError):
 
 def batches(graph: Path, preprocessing: Any, prepared: Sequence[Any]) -> list[Batch]:
     """Inputs of a graph to calibrate it on: texts one by one, for padding is no activation to make room for."""
-    names = [each.name for each in onnx.load(graph, load_external_data=False).graph.input]
+    names = [value.name for value in onnx.load(graph, load_external_data=False).graph.input]
     size = 1 if isinstance(preprocessing, TextPreprocessing) else 8
     parts = [prepared[start : start + size] for start in range(0, len(prepared), size)]
     return [dict(zip(names, collate(preprocessing, part), strict=False)) for part in parts]
@@ -131,8 +131,8 @@ def smoothed(model: ModelProto, calibration: Sequence[Batch]) -> ModelProto:
     scales = {}
     for name, largest in _largest(model, list(readers), calibration).items():
         tables = [numpy_helper.to_array(weights[node.input[1]]) for node in readers[name]]
-        own = np.maximum(np.max([np.abs(table).max(axis=1) for table in tables], axis=0), _TINY)
-        scales[name] = (np.maximum(largest, _TINY) ** _SMOOTHING / own ** (1 - _SMOOTHING)).astype(np.float32)
+        of_weights = np.maximum(np.max([np.abs(table).max(axis=1) for table in tables], axis=0), _TINY)
+        scales[name] = (np.maximum(largest, _TINY) ** _SMOOTHING / of_weights ** (1 - _SMOOTHING)).astype(np.float32)
     result = ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:]

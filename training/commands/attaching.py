@@ -20,12 +20,13 @@ from training import pipeline
 from training.distributed import joined
 from training.encode.endpoint import EndpointError
 from training.encoders import FrozenEncoder
-from training.features import cached_features, default_cache, folder_of
-from training.fit.ladder import save_projectors, train
+from training.features import cached_features, folder_of
+from training.files import default_cache
+from training.fit.ladder import train
 from training.heads.bundled import PROJECTORS
 from training.heads.concepts import named
 from training.heads.projector import NoHead
-from training.heads.trained import licences_of
+from training.heads.trained import licences_of, save_projectors
 from training.measure.validation import sampled
 from training.recipe import SET_HELP, EncoderSource, Recipe, load_recipe
 

@@ -54,24 +54,26 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         raise BindError("the text towers read different tokens, and share no input: the weight must be 0")
     texts = _read(options.texts)
     source, target = (
-        np.asarray(cached_features(as_encoder(each, "text"), texts, cache, what=f"{each.manifest.name} texts").pooled)
-        for each in (first, second)
+        np.asarray(
+            cached_features(as_encoder(bundle, "text"), texts, cache, what=f"{bundle.manifest.name} texts").pooled
+        )
+        for bundle in (first, second)
     )
-    found = fit(source, target)
-    _print_fit(found)
+    fitted = fit(source, target)
+    _print_fit(fitted)
     figures: dict[str, Any] = {
         "bind.texts": len(texts),
-        "bind.text_cosine": round(found.cosine, 4),
-        "bind.text_r1": round(found.recall, 2),
+        "bind.text_cosine": round(fitted.cosine, 4),
+        "bind.text_r1": round(fitted.recall, 2),
     }
     if options.recipe is not None:
-        table = learn(load_recipe(options.recipe, options.overrides), second, first, found.map, cache)
+        table = learn(load_recipe(options.recipe, options.overrides), second, first, fitted.map, cache)
         weight = best(table)
         _print_weights(table, weight)
         figures |= {f"bind.validation.{name}": round(value, 2) for name, value in table[weight].items()}
     figures["bind.weight"] = weight
     name = options.name or f"{first.manifest.name}-{second.manifest.name}"[:64]
-    joint = write_joint(first, second, found.map, weight, figures, texts[:_CHECKED], name, options.out)
+    joint = write_joint(first, second, fitted.map, weight, figures, texts[:_CHECKED], name, options.out)
     manifest = joint.manifest
     return {
         "bundle": str(joint.path),
@@ -114,16 +116,18 @@ def _read(path: Path) -> list[str]:
     return texts
 
 
-def _print_fit(found: Fit) -> None:
-    print(f"map: cosine {found.cosine:.4f}, R@1 {found.recall:.2f} of texts that it was not fitted on", file=sys.stderr)
+def _print_fit(fitted: Fit) -> None:
+    print(
+        f"map: cosine {fitted.cosine:.4f}, R@1 {fitted.recall:.2f} of texts that it was not fitted on", file=sys.stderr
+    )
 
 
 def _print_weights(table: Mapping[float, Mapping[str, float]], chosen: float) -> None:
     names = list(table[chosen])
     print(f"{'weight':12}" + "".join(f"{name:>14}" for name in names), file=sys.stderr)
-    for weight, each in table.items():
+    for weight, figures in table.items():
         mark = "  ← taken" if weight == chosen else ""
-        print(f"{weight:<12.1f}" + "".join(f"{each[name]:>14.2f}" for name in names) + mark, file=sys.stderr)
+        print(f"{weight:<12.1f}" + "".join(f"{figures[name]:>14.2f}" for name in names) + mark, file=sys.stderr)
 
 
 def _share(text: str) -> float:

@@ -95,9 +95,9 @@ def _measured(bundle: Bundle, data: _Data, wording: Wording, cache: Path) -> tup
     results: dict[str, Result] = {}
     figures: dict[str, Any] = {}
     for modality, pairs in data.items():
-        results[modality], own = _measure(bundle, pairs, wording, cache)
+        results[modality], measured = _measure(bundle, pairs, wording, cache)
         # Of one modality the keys say enough; of two, each names its own.
-        figures |= own if len(data) == 1 else {f"{modality}.{key}": value for key, value in own.items()}
+        figures |= measured if len(data) == 1 else {f"{modality}.{key}": value for key, value in measured.items()}
     return results, figures | between(results)
 
 
@@ -128,10 +128,14 @@ def _measure(bundle: Bundle, pairs: Pairs, wording: Wording, cache: Path) -> tup
     else:
         templates = wording.of(modality, bundle.manifest.templates.get(modality, []))
         prompts = [template.format(name) for name in kept.classes for template in templates]
-        own = [(index, prompt) for index, name in enumerate(kept.classes) for prompt in wording.prompts_of(name)]
-        texts = encoded("text", [*prompts, *(prompt for _, prompt in own)], f"{pairs.name} prompts")
+        class_prompts = [
+            (index, prompt) for index, name in enumerate(kept.classes) for prompt in wording.prompts_of(name)
+        ]
+        texts = encoded("text", [*prompts, *(prompt for _, prompt in class_prompts)], f"{pairs.name} prompts")
         classes = class_vectors(texts[: len(prompts)], len(templates))
-        classes = with_prompts(classes, texts[len(prompts) :], np.array([index for index, _ in own], np.int64))
+        classes = with_prompts(
+            classes, texts[len(prompts) :], np.array([index for index, _ in class_prompts], np.int64)
+        )
         result = labelled(kept, vectors, classes, bundle.manifest.temperature)
     figures = figures_of(result)
     if len(kept.media) < len(pairs.media):

@@ -26,12 +26,12 @@ from training.distributed import joined
 from training.encoders import FrozenEncoder
 from training.errors import TrainingError
 from training.features import Item
-from training.fit.ladder import Trained, save_projectors, train
+from training.fit.ladder import train
 from training.flags import add_flags
-from training.heads.bundled import PROJECTORS, read_projectors, text_head
+from training.heads.bundled import PROJECTORS, text_head
 from training.heads.concepts import named
 from training.heads.projector import Head
-from training.heads.trained import licences_json, licences_of
+from training.heads.trained import Trained, licences_json, licences_of, read_file, save_projectors
 from training.recipe import Recipe, load_recipe
 
 _SAMPLES = 16  # real items that a graph is checked on
@@ -68,8 +68,8 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     samples: dict[Modality, list[Item]] = {}
     for splits in read.values():
         for part in (splits["test"], splits["train"]):
-            held = samples.setdefault(part.modality, [])
-            held += part.media[: _SAMPLES - len(held)]
+            taken = samples.setdefault(part.modality, [])
+            taken += part.media[: _SAMPLES - len(taken)]
     extended = write_extended(bundle, recipe, frozen, trained, figures, samples, options.out)
     _print(bundle, extended)
     manifest = extended.manifest
@@ -97,7 +97,7 @@ def fitted(recipe: Recipe, bundle: Bundle) -> tuple[Recipe, Head]:
         )
     head = text_head(bundle)
     if head.needs_tokens and not recipe.projector.needs_tokens:
-        raise ExtendError(f"the text head of {bundle.path} reads tokens: projector.kind must be token or attention")
+        raise ExtendError(f"the text head of {bundle.path} reads tokens: projector.kind must be token")
     recipe = recipe.only({*new, "text"})
     if without := [modality for modality in new if modality not in {s.modality for s in recipe.pairs.values()}]:
         raise ExtendError(f"{recipe.name} has no pairs of {without[0]} to train on")
@@ -181,7 +181,7 @@ def _save_projectors(
     bundle: Bundle, trained: Trained, new: list[Modality], means: Mapping[Modality, list[float]], path: Path
 ) -> None:
     """The older tensors as they are, and those of the new heads beside them."""
-    tensors, metadata = read_projectors(bundle)
+    tensors, metadata = read_file(bundle.path / PROJECTORS)
     for modality in new:
         state = trained.heads[modality].state_dict()
         tensors |= {f"{modality}.{key}": value.contiguous() for key, value in state.items()}

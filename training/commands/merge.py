@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from service.contract.licences import Licence, combined
 from training import pipeline
 from training.errors import TrainingError
 from training.flags import add_flags
-from training.heads.trained import licences_json, load_projectors
+from training.heads.trained import licences_json, load_projectors, read_file
 from training.measure.validation import Data, calibrate, means, overall, validate
 from training.recipe import Recipe, load_recipe
 
@@ -83,7 +82,7 @@ def merged(first: File, second: File, alpha: float) -> File:
     tensors = {key: torch.lerp(value, right[key], alpha) for key, value in left.items()}
     temperatures = np.log([float(ours["temperature"]), float(theirs["temperature"])])
     temperature = float(np.exp(temperatures @ np.array([1 - alpha, alpha])))
-    learned = [map(Licence.model_validate, json.loads(each.get("licences", "[]"))) for each in (ours, theirs)]
+    learned = [map(Licence.model_validate, json.loads(metadata.get("licences", "[]"))) for metadata in (ours, theirs)]
     licences = licences_json(combined(*learned))
     return tensors, ours | {"temperature": repr(temperature), "means": "{}", "ladder": "{}", "licences": licences}
 
@@ -102,15 +101,10 @@ def _write(options: argparse.Namespace, file: File, alpha: float) -> None:
 
 
 def _read(path: Path) -> File:
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise MergeError(f"{path} cannot be read: {error}") from None
-    if "temperature" not in metadata:
+    file = read_file(path)
+    if "temperature" not in file[1]:
         raise MergeError(f"{path} holds no projectors of this trainer")
-    return tensors, metadata
+    return file
 
 
 def _check(first: Path, ours: File, second: Path, theirs: File) -> None:

@@ -82,16 +82,16 @@ def measure(selection: Selection, pairs: Pairs, sizes: Sizes, cache: Path) -> Ta
     groups = grouped(pairs)
     media = sides(selection, pairs.modality, pairs, groups[0], cache)
     texts = sides(selection, "text", pairs, groups[1], cache)
-    own = {}
+    accuracies = {}
     if pairs.labels is not None:
         items = each(len(pairs.media))
-        own = {side.name: accuracy(Side(side.name, side.parts, items), pairs.labels, sizes) for side in media}
+        accuracies = {side.name: accuracy(Side(side.name, side.parts, items), pairs.labels, sizes) for side in media}
     widths = {
         f"{modality}/{side.name}": sum(part.shape[1] for part in side.parts)
         for modality, several in ((pairs.modality, media), ("text", texts))
         for side in several
     }
-    return Table(pairs.modality, len(groups[0]), compare(media, texts, sizes), own, widths)
+    return Table(pairs.modality, len(groups[0]), compare(media, texts, sizes), accuracies, widths)
 
 
 def sides(selection: Selection, modality: Modality, pairs: Pairs, rows: Groups, cache: Path) -> list[Side]:

@@ -72,13 +72,13 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         raise SuspectsError(f"--neighbours must be from 1 to {len(pairs.media) - 1}, one less than there are media")
     encoder = load_encoder(recipe, pairs.modality)
     features = cached_features(encoder, pairs.media, options.cache, what=pairs.name)
-    found = verdict(np.asarray(features.pooled), pairs.labels, options.neighbours)
+    votes = verdict(np.asarray(features.pooled), pairs.labels, options.neighbours)
     out = options.out or Path("build/suspects") / f"{options.pairs}.csv"
-    doubtful = found.doubtful()
-    _write(out, pairs, found, recipe.path(recipe.pairs[options.pairs].folder))
+    doubtful = votes.doubtful()
+    _write(out, pairs, votes, recipe.path(recipe.pairs[options.pairs].folder))
     for row in doubtful[:10]:
-        own, other = pairs.classes[pairs.labels[row]], pairs.classes[found.other[row]]
-        print(f"{found.share[row]:5.0%} {other:24} not {own:24} {pairs.media[row].name}", file=sys.stderr)
+        label, other = pairs.classes[pairs.labels[row]], pairs.classes[votes.other[row]]
+        print(f"{votes.share[row]:5.0%} {other:24} not {label:24} {pairs.media[row].name}", file=sys.stderr)
     return {"items": len(pairs.media), "suspects": len(doubtful), "table": str(out)}
 
 
@@ -96,20 +96,20 @@ def verdict(features: Floats, labels: Rows, neighbours: int) -> Verdict:
     likeness = np.maximum(np.einsum("nd,nkd->nk", directions, directions[near]), 1e-6)
     votes = np.zeros((len(features), int(labels.max()) + 1), np.float32)
     np.add.at(votes, (everything[:, None], labels[near]), likeness / likeness.sum(1, keepdims=True))
-    own = votes[everything, labels].copy()
+    own_share = votes[everything, labels].copy()
     votes[everything, labels] = 0.0
     other, share = votes.argmax(1), votes.max(1)
-    return Verdict(own, np.where(share > 0, other, -1), share)
+    return Verdict(own_share, np.where(share > 0, other, -1), share)
 
 
-def _write(out: Path, pairs: Pairs, found: Verdict, folder: Path) -> None:
+def _write(out: Path, pairs: Pairs, votes: Verdict, folder: Path) -> None:
     assert pairs.labels is not None
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["file", "label", "neighbours_say", "share", "own_share"])
-        for row in found.doubtful():
-            label, other = pairs.classes[pairs.labels[row]], pairs.classes[found.other[row]]
+        for row in votes.doubtful():
+            label, other = pairs.classes[pairs.labels[row]], pairs.classes[votes.other[row]]
             medium = pairs.media[row]
             file = medium.relative_to(folder) if isinstance(medium, Path) else medium.name
-            table.writerow([file, label, other, f"{found.share[row]:.3f}", f"{found.own[row]:.3f}"])
+            table.writerow([file, label, other, f"{votes.share[row]:.3f}", f"{votes.own[row]:.3f}"])

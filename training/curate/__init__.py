@@ -86,10 +86,10 @@ def _print(said: Mapping[str, Any], out: Path) -> None:
     if said["concepts"]:
         least = ", ".join(f"{name} {said['concepts'][name]['kept']}" for name in starved[:_SHOWN])
         line(f"starved: {len(starved)} of {len(said['concepts'])} concepts" + (f": {least}" if least else ""))
-    for name, found in said["overlap"].items():
-        if found["classes"]:
+    for name, shared in said["overlap"].items():
+        if shared["classes"]:
             line(
-                f"{name}: of {found['classes']} classes concepts name {len(found['exact'])} exactly, "
-                f"{len(found['lemma'])} in another form, {len(found['near'])} nearly; {len(found['free'])} are free"
+                f"{name}: of {shared['classes']} classes concepts name {len(shared['exact'])} exactly, "
+                f"{len(shared['lemma'])} in another form, {len(shared['near'])} nearly; {len(shared['free'])} are free"
             )
     line(f"report: {out / 'report.html'}")

@@ -36,9 +36,9 @@ class Heap:
         return self._entries[0][0] if len(self._entries) == self.top else -np.inf
 
     def add(self, score: float, key: int, record: Record) -> None:
-        held = self._records.get(key)
-        if held is not None:  # the same text and medium from elsewhere: whichever comes first in the sources' order
-            self._records[key] = min(held, record)
+        known = self._records.get(key)
+        if known is not None:  # the same text and medium from elsewhere: whichever comes first in the sources' order
+            self._records[key] = min(known, record)
             return
         entry = (score, -key)
         if len(self._entries) < self.top:
@@ -98,12 +98,12 @@ class Candidates:
 
     def merge(self, other: "Candidates") -> None:
         """Take in the candidates of another part of the pool."""
-        for own, theirs in [
+        for ours, theirs in [
             *zip(self.concepts, other.concepts, strict=True),
             *((self.sources[source], heap) for source, heap in other.sources.items()),
         ]:
             for entry in theirs.ranked():
-                own.add(*entry)
+                ours.add(*entry)
         self.matching = [a + b for a, b in zip(self.matching, other.matching, strict=True)]
         self.rows.update(other.rows)
         self.dropped.update(other.dropped)

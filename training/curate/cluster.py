@@ -29,9 +29,9 @@ class Cluster:
         except ImportError:
             raise CurateError("--ray needs Ray: pip install 'isthmus[ray]'") from None
         self._ray, self._workers = ray, workers
-        own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+        local: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address=address, log_to_driver=False, **own)
+            ray.init(address=address, log_to_driver=False, **local)
         except (ConnectionError, ValueError) as error:
             raise CurateError(f"--ray {address}: {error}") from None
 

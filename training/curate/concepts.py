@@ -111,15 +111,15 @@ def _examples(curation: Curation, spec: ConceptSpec) -> dict[str, list[Path]]:
     if spec.examples is None:
         return {}
     folder = curation.recipe.path(spec.examples)
-    found = {}
+    examples = {}
     for inner in sorted(path for path in folder.glob("*") if path.is_dir()):
         files = sorted(path for path in inner.iterdir() if path.suffix.lower() in SUFFIXES["image"])
         if not files:
             raise CurateError(f"concepts.examples: {inner} holds no image")
-        found[readable(inner.name)] = files
-    if not found:
+        examples[readable(inner.name)] = files
+    if not examples:
         raise CurateError(f"concepts.examples: {folder} holds no folder of images per concept")
-    return found
+    return examples
 
 
 def _pixels(files: Sequence[Path], spec: Any) -> Iterator[Any]:

@@ -49,7 +49,7 @@ def report(
     """Everything that was decided: per source, per concept, per evaluation set."""
     spec = curation.spec
     kept = [row.record.source for row in allocation.taken]
-    each = spec.concepts.each if spec.concepts else 0
+    quota = spec.concepts.each if spec.concepts else 0
     return {
         "kept": len(kept),
         "duplicates": {"exact": allocation.duplicates["exact"], "near": allocation.duplicates["near"]},
@@ -63,7 +63,7 @@ def report(
             for place, name in enumerate(spec.pool)
         },
         "concepts": {name: {"matching": matching[name], "kept": n} for name, n in allocation.of_concept.items()},
-        "starved": [name for name, n in allocation.of_concept.items() if n < each],
+        "starved": [name for name, n in allocation.of_concept.items() if n < quota],
         "overlap": dict(overlaps),
     }
 
@@ -81,18 +81,18 @@ def figures(said: Mapping[str, Any]) -> dict[str, Any]:
     for name, source in said["sources"].items():
         flat |= {f"{name}.{key}": source[key] for key in ("rows", "kept", "capped")}
         flat |= {f"{name}.dropped.{reason}": count for reason, count in source["dropped"].items()}
-    for name, found in said["overlap"].items():
-        flat |= {f"overlap.{name}.{key}": len(found[key]) for key in ("exact", "lemma", "near", "free")}
-        flat[f"{name}.concept_informed"] = found["concept_informed"]
+    for name, shared in said["overlap"].items():
+        flat |= {f"overlap.{name}.{key}": len(shared[key]) for key in ("exact", "lemma", "near", "free")}
+        flat[f"{name}.concept_informed"] = shared["concept_informed"]
     return flat
 
 
-def write_report(path: Path, said: Mapping[str, Any], each: int) -> None:
+def write_report(path: Path, said: Mapping[str, Any], quota: int) -> None:
     """Draw `path`: what was kept and dropped, how many rows each concept got, which classes concepts name."""
     rows = "".join(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}" for key, value in figures(said).items())
     parts = [f"<table>{rows}</table>"]
     if said["concepts"]:
-        parts.append(f"<h2>Rows per concept</h2>{_bars(said['concepts'], each)}")
+        parts.append(f"<h2>Rows per concept</h2>{_bars(said['concepts'], quota)}")
         starved = "".join(
             f"<tr><td>{html.escape(name)}<td>{said['concepts'][name]['matching']}<td>{said['concepts'][name]['kept']}"
             for name in sorted(said["starved"], key=lambda one: said["concepts"][one]["kept"])
@@ -102,9 +102,9 @@ def write_report(path: Path, said: Mapping[str, Any], each: int) -> None:
             if starved
             else "<p>No concept is starved.</p>"
         )
-    for name, found in said["overlap"].items():
-        if found["classes"]:
-            parts.append(f"<h2>Classes of {html.escape(name)} that concepts name</h2>{_overlap(found)}")
+    for name, shared in said["overlap"].items():
+        if shared["classes"]:
+            parts.append(f"<h2>Classes of {html.escape(name)} that concepts name</h2>{_overlap(shared)}")
     write(path, html_page("Curation", "".join(parts)))
 
 
@@ -126,37 +126,37 @@ def _shard_media(row: Taken) -> str:
 
 
 def _extract(curation: Curation, name: str, path: Path, inside: Mapping[str, str], folder: Path) -> None:
-    wanted = {media for media in inside if media.startswith(f"{path.name}/") and not (folder / inside[media]).is_file()}
-    if not wanted:
+    chosen = {media for media in inside if media.startswith(f"{path.name}/") and not (folder / inside[media]).is_file()}
+    if not chosen:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("rb") as stream, closing(read_rows(stream, path, name, curation.spec.pool[name])) as rows:
         for row in rows:
-            if row.media in wanted and row.content is not None:
+            if row.media in chosen and row.content is not None:
                 target = folder / inside[row.media]
                 with whole(target) as partial:
                     partial.write_bytes(row.content)
 
 
-def _bars(concepts: Mapping[str, Mapping[str, int]], each: int) -> str:
+def _bars(concepts: Mapping[str, Mapping[str, int]], quota: int) -> str:
     from matplotlib.figure import Figure
 
     ordered = sorted(concepts, key=lambda name: (concepts[name]["kept"], concepts[name]["matching"]), reverse=True)
     kept = [concepts[name]["kept"] for name in ordered]
     figure = Figure(figsize=(9, 0.17 * len(ordered) + 1), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(ordered)), kept, color=["tab:blue" if n >= each else "tab:red" for n in kept])
+    axes.barh(range(len(ordered)), kept, color=["tab:blue" if n >= quota else "tab:red" for n in kept])
     axes.set_yticks(range(len(ordered)), ordered, fontsize=7)
-    axes.set(xlabel="rows kept", title=f"Rows kept per concept; fewer than {each} in red")
+    axes.set(xlabel="rows kept", title=f"Rows kept per concept; fewer than {quota} in red")
     axes.invert_yaxis()
     axes.margins(y=0.005)
     return svg(figure)
 
 
-def _overlap(found: Mapping[str, Any]) -> str:
-    rows = [(label, concept, "same name") for label, concept in found["exact"].items()]
-    rows += [(label, concept, "other form") for label, concept in found["lemma"].items()]
-    rows += [(label, concept, f"near, cosine {cosine}") for label, (concept, cosine) in found["near"].items()]
+def _overlap(shared: Mapping[str, Any]) -> str:
+    rows = [(label, concept, "same name") for label, concept in shared["exact"].items()]
+    rows += [(label, concept, "other form") for label, concept in shared["lemma"].items()]
+    rows += [(label, concept, f"near, cosine {cosine}") for label, (concept, cosine) in shared["near"].items()]
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
-    free = ", ".join(html.escape(label) for label in found["free"]) or "none"
+    free = ", ".join(html.escape(label) for label in shared["free"]) or "none"
     return f"<table><tr><th>class<th>concept<th>how{cells}</table><p>Named by no concept: {free}</p>"

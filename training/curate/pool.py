@@ -91,9 +91,9 @@ def prepared(preparation: Preparation, parts: Sequence[Part]) -> Iterator[tuple[
 
 def thresholds(spec: CurateSpec, files: Sequence[Path]) -> dict[int, float]:
     """The similarity that each filtered source asks for; of a `best` share, the one that leaves so many."""
-    wanted = {place: source.similarity for place, source in enumerate(spec.pool.values()) if source.similarity}
-    result = {place: one.least for place, one in wanted.items() if one.least is not None}
-    shares = {place: one.best for place, one in wanted.items() if one.best is not None}
+    filters = {place: source.similarity for place, source in enumerate(spec.pool.values()) if source.similarity}
+    result = {place: one.least for place, one in filters.items() if one.least is not None}
+    shares = {place: one.best for place, one in filters.items() if one.best is not None}
     bins: dict[int, Counter[int]] = {place: Counter() for place in shares}
     for file in files if shares else ():
         block = read_block(file)

@@ -171,14 +171,14 @@ class Curation:
 
     def files(self, source: str) -> list[Path]:
         """The files of a source, sorted. Raises CurateError for a pattern without any."""
-        found: set[Path] = set()
+        files: set[Path] = set()
         for pattern in self.spec.pool[source].files:
             whole = self.recipe.path(Path(pattern))
             matches = [path for path in Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))) if path.is_file()]
             if not matches:
                 raise CurateError(f"pool.{source}.files: {whole} matches no file")
-            found.update(matches)
-        return sorted(found)
+            files.update(matches)
+        return sorted(files)
 
     def folder(self, source: str) -> Path:
         return self.recipe.path(self.spec.pool[source].folder or Path())

@@ -121,7 +121,7 @@ def _sample(key: str, parts: dict[str, bytes], shard: str, source: PoolSource) -
         text = parts[source.text].decode() if source.text in parts else fields.pop(source.text, "")
     except ValueError as error:
         raise CurateError(f"{where}: {error}") from None
-    found = next((one for one in (source.media or "").lower().split(";") if one in parts), None)
-    if found is None:
+    extension = next((one for one in (source.media or "").lower().split(";") if one in parts), None)
+    if extension is None:
         return Row(str(text or "").strip(), None, fields)
-    return Row(str(text or "").strip(), f"{shard}/{key}.{found}", fields, parts[found])
+    return Row(str(text or "").strip(), f"{shard}/{key}.{extension}", fields, parts[extension])

@@ -91,10 +91,10 @@ class Texts:
         """The numbers of texts whose shingles overlap by the threshold or more."""
         if self._near is None or self.threshold is None:
             return
-        own = shingles(text)
-        for number in sorted(self._near.query(_minhash(own))):
+        parts = shingles(text)
+        for number in sorted(self._near.query(_minhash(parts))):
             other = shingles(self._texts[number])
-            if len(own & other) >= self.threshold * len(own | other):
+            if len(parts & other) >= self.threshold * len(parts | other):
                 yield number
 
 
@@ -120,8 +120,8 @@ class Images:
         """Images both of whose hashes differ by at most the distance."""
         if self.distance is None:
             return
-        found = {number for segment in self._segments(fingerprint) for number in self._buckets.get(segment, ())}
-        for number in sorted(found):
+        near = {number for segment in self._segments(fingerprint) for number in self._buckets.get(segment, ())}
+        for number in sorted(near):
             differing = fingerprint ^ self._hashes[number]
             if max((differing >> 64).bit_count(), (differing & (2**64 - 1)).bit_count()) <= self.distance:
                 yield number

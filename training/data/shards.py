@@ -272,17 +272,17 @@ def _column(shard: str, stamp: str, column: str) -> Callable[[int], bytes]:
     recent: deque[tuple[int, Any]] = deque()
     coming: Iterator[tuple[int, Any]] = iter(())
 
-    def held(row: int) -> tuple[int, Any] | None:
+    def batch_with(row: int) -> tuple[int, Any] | None:
         return next(((start, batch) for start, batch in recent if start <= row < start + len(batch)), None)
 
     def read(row: int) -> bytes:
         nonlocal coming
         with lock:
-            if (found := held(row)) is None:
+            if (batch := batch_with(row)) is None:
                 if not recent or not recent[-1][0] < row < recent[-1][0] + _AHEAD:
                     recent.clear()
                     coming = table.batches([column], row, _MEDIA)
-                while (found := held(row)) is None:
+                while (batch := batch_with(row)) is None:
                     try:
                         batch = next(coming)
                     except StopIteration:
@@ -293,7 +293,7 @@ def _column(shard: str, stamp: str, column: str) -> Callable[[int], bytes]:
                     recent.append(batch)
                     while len(recent) > 2 and sum(one.nbytes for _, one in recent) > _RECENT_BYTES:
                         recent.popleft()
-            value = found[1].column(0)[row - found[0]].as_py()
+            value = batch[1].column(0)[row - batch[0]].as_py()
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
             raise ValueError(f"the column {column} holds no file there")

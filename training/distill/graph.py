@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from service.contract.images import ImagePreprocessing
 from service.contract.vectors import l2_normalise
 from training.distill.recipe import DistillRecipe
 from training.distill.student import student_inputs
 from training.distill.views import Views
 from training.errors import TrainingError
-from training.graphs import half_stored, onnx_bytes
+from training.graphs import half_stored, onnx_bytes, session
 
 _ONNX_TOLERANCE = 1e-4
 
@@ -27,40 +26,26 @@ class DistillError(TrainingError):
 
 
 def export(
-    recipe: DistillRecipe,
-    student: nn.Module,
-    views: Views,
-    out: Path,
-    teacher: dict[str, str],
-    labels: Sequence[str] = (),
+    recipe: DistillRecipe, student: nn.Module, views: Views, out: Path, teacher_sha256: str, labels: Sequence[str]
 ) -> None:
     """Write encoder.onnx and encoder.json, once ONNX Runtime gives torch's features of real inputs to within 1e-4.
 
-    Its weights are kept in float16, which may cost no more than 1e-4 of the features' cosine.
-
-    `labels` are what the last features are scores of. Raises DistillError when it does not.
+    Its weights are kept in float16, which may cost no more than 1e-4 of the features' cosine. `labels` are what the
+    last features are scores of. Raises DistillError where either is more.
     """
     spec = recipe.exported()
-    inputs = student_inputs(views.inputs[:7], recipe.preprocessing()).contiguous()
-    if isinstance(spec, ImagePreprocessing):
-        inputs = nn.functional.interpolate(inputs, (spec.height, spec.width), mode="bilinear", antialias=True)
-    else:  # a longer window has the same stretch again
-        inputs = inputs.repeat(1, 1, -(-spec.frames // inputs.shape[2]), 1)[:, :, : spec.frames]
-    input_name = "pixels" if recipe.modality == "image" else "patches"
+    inputs = student_inputs(views.inputs[:7])  # a longer window has the same stretch again
+    inputs = inputs.repeat(1, 1, -(-spec.frames // inputs.shape[2]), 1)[:, :, : spec.frames]
     student = copy.deepcopy(student).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    program = onnx_bytes(student, inputs[:2], input_name, "features")
-    session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
+    program = onnx_bytes(student, inputs[:2], "patches", "features")
     with torch.inference_mode():
         expected = student(inputs).numpy()
     for size in (1, len(inputs)):
-        difference = float(
-            np.abs(session.run(["features"], {input_name: inputs[:size].numpy()})[0] - expected[:size]).max()
-        )
+        difference = float(np.abs(_features(program, inputs[:size].numpy()) - expected[:size]).max())
         if not difference <= _ONNX_TOLERANCE:
             raise DistillError(f"ONNX Runtime's features differ from torch's by {difference:.2g}")
     program = half_stored(program)
-    kept = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
-    rounded = kept.run(["features"], {input_name: inputs.numpy()})[0]
+    rounded = _features(program, inputs.numpy())
     cosines = (l2_normalise(rounded) * l2_normalise(expected)).sum(axis=1)
     if not cosines.min() >= 1 - _ONNX_TOLERANCE:
         raise DistillError(f"with its weights in float16 the student's features turn: cosine {cosines.min():.5f}")
@@ -73,9 +58,12 @@ def export(
         "features": expected.shape[1],
         "licence": " ".join(recipe.licence.split()),
         "trained_on": recipe.trained_on,
-        "teacher": {"folder": str(recipe.teacher.folder), **teacher},
+        "teacher": {"folder": str(recipe.teacher.folder), "sha256": teacher_sha256},
         "sha256": hashlib.sha256(program).hexdigest(),
+        "labels": list(labels),
     }
-    if labels:
-        card["labels"] = list(labels)
     (out / "encoder.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def _features(program: bytes, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(session(program).run(["features"], {"patches": inputs})[0])

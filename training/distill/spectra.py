@@ -71,7 +71,6 @@ def cached_spectra(files: Sequence[Path], spec: LogMelWindows, work: Path) -> Sp
 def batch(stored: Spectra, recipe: DistillRecipe, step: int) -> Tensor:
     """The rows (B, 1, frames, mels) of one step: a function of the step."""
     spec = recipe.preprocessing()
-    assert isinstance(spec, LogMelWindows)
     rng = np.random.default_rng([recipe.seed, 1, step])
     size = recipe.train.batch_size
     first = batch_rows(len(stored), size, step, recipe.seed)
@@ -98,7 +97,7 @@ def _powers(
     stored: Spectra, clips: NDArray[np.int64], plain: NDArray[np.bool_], spec: LogMelWindows, rng: np.random.Generator
 ) -> Tensor:
     """Mel powers (N, frames, mels) of stretches of clips, which begin anew where a clip ends, at other speeds."""
-    wanted = np.arange(spec.frames)
+    frames = np.arange(spec.frames)
     made = np.empty((len(clips), spec.frames, spec.n_mels), np.float32)
     for row, clip in enumerate(clips):
         start, end = stored.offsets[clip], stored.offsets[clip + 1]
@@ -106,7 +105,7 @@ def _powers(
         within = rng.choice(audible) if rng.random() < 0.9 else rng.integers(end - start)
         pace = 1.0 if plain[row] else _STRETCH ** rng.uniform(-1, 1)
         first = 0 if end - start <= spec.frames and plain[row] else within - rng.integers(spec.frames)
-        at = first + (wanted * pace).astype(np.int64)
+        at = first + (frames * pace).astype(np.int64)
         made[row] = stored.frames[start + at % (end - start)]
     power = (torch.from_numpy(made).exp_() - spec.floor).clamp_(min=0)
     speeds = rng.integers(len(_SPEEDS), size=len(clips))

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from service.contract.bundle import Modality
-from training.doctor.checks import Check
-from training.doctor.data import check_source
+from training.doctor.data import Check, check_source
 from training.doctor.machine import (
     check_encoder,
     check_memory,
@@ -55,23 +54,23 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
 
 def examine(recipe: Recipe, cache: Path, figures: dict[str, Any]) -> Iterator[Check]:
     """Every check in turn; what is counted and estimated goes into `figures`."""
-    found: dict[str, Mapping[Split, Pairs]] = {}
+    pairs: dict[str, Mapping[Split, Pairs]] = {}
     loaded: dict[Modality, FrozenEncoder] = {}
     root = recipe.data.root
     yield Check("data.root", "ok" if root.is_dir() else "missing", str(root.absolute()))
     for name in recipe.pairs:
-        yield from check_source(recipe, name, found)
+        yield from check_source(recipe, name, pairs)
     for modality in recipe.encoders:
         yield from check_encoder(recipe, modality, loaded)
     yield from check_packages(recipe)
     yield from check_training(recipe)
-    if len(found) == len(recipe.pairs) and len(loaded) == len(recipe.encoders):
-        yield from _estimate(recipe, found, loaded, cache, figures)
+    if len(pairs) == len(recipe.pairs) and len(loaded) == len(recipe.encoders):
+        yield from _estimate(recipe, pairs, loaded, cache, figures)
 
 
 def _estimate(
     recipe: Recipe,
-    found: Mapping[str, Mapping[Split, Pairs]],
+    pairs_of: Mapping[str, Mapping[Split, Pairs]],
     loaded: Mapping[Modality, FrozenEncoder],
     cache: Path,
     figures: dict[str, Any],
@@ -79,30 +78,34 @@ def _estimate(
     """Room, memory and time, from the number of items and from what a few of them take."""
     items: dict[Modality, list[Item]] = {modality: [] for modality in loaded}
     learned = dict.fromkeys(loaded, 0)
-    for splits in found.values():
+    for splits in pairs_of.values():
         learned[splits["train"].modality] += len(splits["train"].media)
         for part in splits.values():
             items[part.modality] += part.media
             items["text"] += part.texts
     encoding, online, size, counts = 0.0, 0.0, 0, dict[Modality, int]()
-    for modality, own in items.items():
-        if not own:
+    for modality, several_items in items.items():
+        if not several_items:
             continue
         try:
-            seconds, each, counts[modality] = timed(loaded[modality], own, recipe.projector.needs_tokens)
+            seconds, item_bytes, counts[modality] = timed(
+                loaded[modality], several_items, recipe.projector.needs_tokens
+            )
         except TrainingError as error:
             yield Check(f"encoders.{modality}", "missing", str(error))
             return
-        views, several = recipe.encoders[modality].views, len(own)
+        views, several = recipe.encoders[modality].views, len(several_items)
         if views == "online":
             online += seconds * learned[modality] * epochs(recipe, learned[modality])
             pooled = loaded[modality].width * np.dtype(stored_as(loaded[modality])).itemsize
-            size -= learned[modality] * (each - pooled)
+            size -= learned[modality] * (item_bytes - pooled)
         else:
             several += learned[modality] * views
-        encoding, size = encoding + seconds * several, size + each * several
-        yield Check(f"encoding {modality}", "ok", f"{len(own):,} items, {1 / seconds:,.0f} per second, measured")
-    pairs = sum(len(part.links) for splits in found.values() for part in splits.values())
+        encoding, size = encoding + seconds * several, size + item_bytes * several
+        yield Check(
+            f"encoding {modality}", "ok", f"{len(several_items):,} items, {1 / seconds:,.0f} per second, measured"
+        )
+    pairs = sum(len(part.links) for splits in pairs_of.values() for part in splits.values())
     memory = _LIBRARIES + _PAIR * pairs + sum(weight(encoder) for encoder in loaded.values())
     memory += training_memory(recipe, loaded, counts)
     training = training_seconds(recipe, loaded) + online
@@ -111,6 +114,6 @@ def _estimate(
     whole = time_class(encoding + training)
     parts = f"encoding {time_class(encoding)} where nothing is cached, training {time_class(training)}"
     yield Check("time", "ok", f"{whole} at most: {parts}")
-    figures |= {f"items.{modality}": len(own) for modality, own in items.items()}
+    figures |= {f"items.{modality}": len(several_items) for modality, several_items in items.items()}
     figures |= {"cache_bytes": size, "memory_bytes": memory, "time": whole}
     figures |= {"encoding_seconds": round(encoding, 1), "training_seconds": round(training, 1)}

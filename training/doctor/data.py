@@ -1,21 +1,32 @@
 """Whether a recipe's pairs can be read: paths, columns, media files, and a sample of what is in them."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from service.contract.audio import decode_audio
 from service.contract.errors import InputError
 from service.contract.images import decode_image
 from training.data.shards import Medium, Member
-from training.doctor.checks import Check
 from training.pairs import PairError, Pairs, Split, read_pairs, table_files, table_rows
 from training.recipe import PairSource, Recipe
 
 SAMPLED = 24
 
 
-def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pairs]]) -> Iterator[Check]:
-    """The checks of one source; its pairs go into `found` where they can be read."""
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's table."""
+
+    what: str
+    state: Literal["ok", "missing", "absent"]
+    """`absent`: not there, and not needed by this recipe."""
+    detail: str
+
+
+def check_source(recipe: Recipe, name: str, pairs: dict[str, Mapping[Split, Pairs]]) -> Iterator[Check]:
+    """The checks of one source; its pairs go into `pairs` where they can be read."""
     source, what = recipe.pairs[name], f"pairs.{name}"
     folder = recipe.path(source.folder)
     lists = [recipe.path(path) for path in source.split_files.values()]
@@ -34,13 +45,13 @@ def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pair
         yield Check(what, "missing", f"no rows in {table[0] if table else folder}")
         return
     if table:
-        wanted = [c for c in (source.media, *source.text_columns, source.label, source.split_column) if c is not None]
-        lacking = [column for column in wanted if column not in rows[0]]
+        columns = [c for c in (source.media, *source.text_columns, source.label, source.split_column) if c is not None]
+        lacking = [column for column in columns if column not in rows[0]]
         if lacking:
             yield Check(what, "missing", f"{table[0]} has no column {', '.join(lacking)}; it has {', '.join(rows[0])}")
             return
         called = Path(table[0]).name if len(table) == 1 else f"{len(table)} files from {Path(table[0]).name} on"
-        yield Check(what, "ok", f"{called}: {len(rows):,} rows, columns {', '.join(wanted)}")
+        yield Check(what, "ok", f"{called}: {len(rows):,} rows, columns {', '.join(columns)}")
     media: list[Medium] = [
         medium if isinstance(medium, Member) else folder / medium
         for medium in dict.fromkeys(row[source.media] for row in rows)
@@ -65,7 +76,7 @@ def check_source(recipe: Recipe, name: str, found: dict[str, Mapping[Split, Pair
     except PairError as error:
         yield Check(what, "missing", str(error))
         return
-    found[name] = splits
+    pairs[name] = splits
     yield Check(what, "ok", ", ".join(f"{split} {len(part.media):,}" for split, part in splits.items()))
 
 

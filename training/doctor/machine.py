@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from service.contract.bundle import Modality
-from training.doctor.checks import Check
+from training.doctor.data import Check
 from training.encoders import FrozenEncoder, load_encoder
 from training.features import Item, preparer, runner, stored_as
 from training.heads.projector import Head
@@ -116,16 +116,16 @@ def training_seconds(recipe: Recipe, loaded: Mapping[Modality, FrozenEncoder]) -
 
     Forward and backward are six per weight and pair; validation is not counted.
     """
-    spec, wanted = recipe.train, recipe.projector
+    spec, asked = recipe.train, recipe.projector
     left, right = torch.randn(512, 1024), torch.randn(1024, 1024)
     left @ right
     started = time.perf_counter()
     for _ in range(4):
         left @ right
     rate = 4 * 2 * 512 * 1024 * 1024 / (time.perf_counter() - started)
-    rungs = [] if wanted.closed else [(wanted, spec.steps)]
-    if spec.baseline and not wanted.linear:
-        rungs.append((wanted.model_copy(update={"kind": "linear"}), min(spec.steps, spec.baseline_steps)))
+    rungs = [] if asked.closed else [(asked, spec.steps)]
+    if spec.baseline and not asked.linear:
+        rungs.append((asked.model_copy(update={"kind": "linear"}), min(spec.steps, spec.baseline_steps)))
     total = 0.0
     for projector, steps in rungs:
         heads = [Head(m, e.width, projector, len(e.concepts)) for m, e in loaded.items()]

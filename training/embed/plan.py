@@ -9,10 +9,9 @@ from typing import Any
 from service.contract.bundle import Manifest
 from training.errors import TrainingError
 from training.files import write
-from training.pairs import SUFFIXES, records
+from training.pairs import FILE_COLUMNS, SUFFIXES, records
 
 _SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
-_FILE = ("file", "path", "filename", "file_name", "image", "audio", "media")
 
 
 class EmbedError(TrainingError):
@@ -43,7 +42,7 @@ class Task:
 
 def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None, size: int) -> None:
     """Write the shards' rows under `out`, unless a plan of the same is there. Raises EmbedError."""
-    wanted = {
+    described = {
         "space": manifest.space,
         "data": [[str(path.resolve()), _stamp(path)] for path in data],
         "root": None if root is None else str(root.resolve()),
@@ -51,12 +50,12 @@ def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None,
     }
     stated = out / "plan.json"
     if stated.exists():
-        if json.loads(stated.read_text()) != wanted:
+        if json.loads(stated.read_text()) != described:
             raise EmbedError(f"{out} was begun with another bundle, other data or another --shard: give another --out")
         return
     folder = out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
-    number, held = 0, 0
+    number, count = 0, 0
     stream = None
     try:
         for path in data:
@@ -64,17 +63,17 @@ def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None,
                 if stream is None:
                     stream = (folder / f"{number:06}.jsonl").open("w", encoding="utf-8")
                 stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-                held += 1
-                if held == size:
+                count += 1
+                if count == size:
                     stream.close()
-                    stream, held, number = None, 0, number + 1
+                    stream, count, number = None, 0, number + 1
     finally:
         if stream is not None:
             stream.close()
-    if number == held == 0:
+    if number == count == 0:
         raise EmbedError(f"{', '.join(map(str, data))}: no image, sound or text is there")
     # Last: without it the plan is made again.
-    write(stated, json.dumps(wanted))
+    write(stated, json.dumps(described))
 
 
 def tasks(out: Path) -> list[Task]:
@@ -107,10 +106,10 @@ def _rows(path: Path, root: Path | None) -> Iterator[Row]:
         raise EmbedError(f"{path} is neither a folder nor a .csv, .tsv or .jsonl table")
     base = root or path.parent
     for number, record in enumerate(records(path), start=1):
-        named = next((name for name in _FILE if record.get(name) not in (None, "")), None)
+        named = next((name for name in FILE_COLUMNS if record.get(name) not in (None, "")), None)
         medium, text = record.get(named) if named else None, record.get("text")
         if (medium is None) == (text in (None, "")):
-            raise EmbedError(f"row {number} of {path} needs one of: {', '.join(_FILE)}; or text")
+            raise EmbedError(f"row {number} of {path} needs one of: {', '.join(FILE_COLUMNS)}; or text")
         if not isinstance(text if medium is None else medium, str):
             raise EmbedError(f"row {number} of {path}: {named or 'text'} is no text")
         id = record.get("id", medium)

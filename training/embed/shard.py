@@ -10,26 +10,17 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from service.contract.arrays import ArrayPreprocessing
-from service.contract.audio import decode_audio
 from service.contract.bundle import OUTPUT, Manifest, Modality, read_bundle
-from service.contract.endpoint import EndpointPreprocessing
-from service.contract.errors import InputError
-from service.contract.images import ImagePreprocessing, read_image
-from service.contract.sounds import AudioPreprocessing
-from service.contract.tokens import TextPreprocessing, TextTokenizer, pad_tokens
 from service.contract.vectors import l2_normalise
 from training.embed.plan import EmbedError, Row, Task, read_rows
+from training.features import FeatureError, feeds, preparer
 from training.files import whole
+from training.graphs import session
+from training.heads.bundled import as_encoder
 from training.pairs import SUFFIXES
 
 _CALLS: dict[str, int] = {"image": 8, "text": 32}
 """Items in one call; a sound is a call of its own."""
-
-_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-
-Prepare = Callable[[Row], Any]
-Collate = Callable[[Sequence[Any]], Sequence[NDArray[Any]]]
 
 
 def schema(manifest: Manifest) -> Any:
@@ -57,16 +48,16 @@ class Shards:
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = read_bundle(bundle)
-        self._towers: dict[Modality, tuple[onnxruntime.InferenceSession, Prepare, Collate]] = {}
+        self._towers: dict[Modality, tuple[onnxruntime.InferenceSession, Callable[[Any], Any]]] = {}
 
     def embed(self, task: Task) -> tuple[str, int, int]:
         """The file's name, how many items it holds, and how many could not be embedded."""
         import pyarrow as pa
         import pyarrow.parquet
 
-        vectors, failures = self._vectors(read_rows(task.rows))
-        manifest = self._bundle.manifest
-        kept = [(row, vectors[place]) for place, row in enumerate(read_rows(task.rows)) if place in vectors]
+        rows, manifest = read_rows(task.rows), self._bundle.manifest
+        vectors, failures = self._vectors(rows)
+        kept = [(row, vectors[place]) for place, row in enumerate(rows) if place in vectors]
         stacked = np.stack([vector for _, vector in kept]) if kept else np.empty((0, manifest.dimensions), np.float32)
         columns = [
             pa.array([row.id for row, _ in kept], pa.string()),
@@ -78,7 +69,7 @@ class Shards:
         ]
         if failures:
             task.failures.parent.mkdir(exist_ok=True)
-            task.failures.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in failures))
+            task.failures.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in failures))
         with whole(task.target) as partial:
             pyarrow.parquet.write_table(pa.Table.from_arrays(columns, schema=schema(manifest)), partial)
         return task.target.name, len(kept), len(failures)
@@ -90,9 +81,8 @@ class Shards:
         for place, row in enumerate(rows):
             modality = self._modality(row)
             try:
-                _, prepare, _ = self._tower(modality)
-                prepared = prepare(row)
-            except (InputError, OSError) as error:
+                prepared = self._tower(modality)[1](row.text or "" if row.file is None else Path(row.file))
+            except FeatureError as error:
                 failures.append({"id": row.id, "error": str(error)})
                 continue
             waiting.setdefault(modality, []).append((place, prepared))
@@ -109,45 +99,21 @@ class Shards:
     def _call(
         self, modality: Modality, items: Sequence[tuple[int, Any]], vectors: dict[int, NDArray[np.float32]]
     ) -> None:
-        session, _, collate = self._tower(modality)
-        names = self._bundle.manifest.towers[modality].preprocessing.inputs
-        arrays = dict(zip(names, collate([value for _, value in items]), strict=True))
-        (made,) = session.run([OUTPUT], arrays)
+        graph, _ = self._tower(modality)
+        spec = self._bundle.manifest.towers[modality].preprocessing
+        (made,) = graph.run([OUTPUT], feeds(spec, [prepared for _, prepared in items]))
         for (place, _), vector in zip(items, made, strict=True):
             finite = np.isfinite(vector).all() and np.any(vector)
             vectors[place] = l2_normalise(vector) if finite else np.zeros_like(vector)
 
-    def _tower(self, modality: Modality) -> tuple[onnxruntime.InferenceSession, Prepare, Collate]:
+    def _tower(self, modality: Modality) -> tuple[onnxruntime.InferenceSession, Callable[[Any], Any]]:
         if modality not in self._towers:
             if modality not in self._bundle.manifest.towers:
-                raise InputError(f"the bundle has no {modality} tower")
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1 if os.environ.get("OMP_NUM_THREADS") == "1" else 0
-            path = self._bundle.tower_path(modality)
-            options.log_severity_level = 3  # it warns of inputs that may be left out
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            providers = [each for each in _PROVIDERS if each in onnxruntime.get_available_providers()]
-            session = onnxruntime.InferenceSession(path, options, providers=providers)
-            self._towers[modality] = (session, *self._handling(modality))
+                raise FeatureError(f"the bundle has no {modality} tower")
+            threads = 1 if os.environ.get("OMP_NUM_THREADS") == "1" else 0
+            graph = session(self._bundle.tower_path(modality), threads, gpu=True)
+            self._towers[modality] = graph, preparer(as_encoder(self._bundle, modality), "passage")
         return self._towers[modality]
-
-    def _handling(self, modality: Modality) -> tuple[Prepare, Collate]:
-        match self._bundle.manifest.towers[modality].preprocessing:
-            case ImagePreprocessing() as images:
-                return lambda row: read_image(_data(row), images), lambda pixels: [np.stack(pixels)]
-            case AudioPreprocessing() as sounds:
-                rate = sounds.sampling_rate
-                return lambda row: sounds.prepare(decode_audio(_data(row), rate)), sounds.collate
-            case EndpointPreprocessing():
-                raise EmbedError(f"{self._bundle.path}: an embedding API makes its texts' vectors: embed no texts here")
-            case ArrayPreprocessing() as arrays:
-                return lambda row: arrays.read(_data(row)), lambda read: [np.stack(read)]
-            case TextPreprocessing() as texts:
-                tokenizer = TextTokenizer(self._bundle.path / texts.tokenizer, texts)
-                return (
-                    lambda row: tokenizer.encode(texts.prefixed(row.text or "", "passage")),
-                    lambda tokens: pad_tokens(tokens, texts.pad_id),
-                )
 
     def _modality(self, row: Row) -> Modality:
         if row.file is None:
@@ -157,8 +123,3 @@ class Shards:
             arrays = [name for name in towers if towers[name].preprocessing.kind == "array"]
             return arrays[0] if len(arrays) == 1 else "array"
         return "audio" if suffix in SUFFIXES["audio"] else "image"
-
-
-def _data(row: Row) -> bytes:
-    assert row.file is not None
-    return Path(row.file).read_bytes()

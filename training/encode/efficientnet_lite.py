@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from service.contract.images import ImagePreprocessing
+from training.encode.mobilenet_sounds import eights
 from training.preprocessors import EncoderError
 
 MODEL_TYPE = "efficientnet_lite"
@@ -41,14 +42,6 @@ class Version(NamedTuple):
 
 
 VERSIONS = {0: Version(1.0, 1.0, 224), 1: Version(1.0, 1.1, 240), 2: Version(1.1, 1.2, 260)}
-
-
-def _channels(channels: int, width: float) -> int:
-    """The multiple of 8 next to the product, never less than nine tenths of it."""
-    if width == 1.0:
-        return channels
-    near = max(8, int(channels * width + 4) // 8 * 8)
-    return near + 8 if near < 0.9 * channels * width else near
 
 
 class _Convolution(nn.Conv2d):
@@ -106,7 +99,7 @@ class EfficientNetLite(nn.Module):
         self.ends: list[int] = []
         width = _STEM
         for place, (repeats, kernel, stride, expansion, channels) in enumerate(_STAGES):
-            outside = _channels(channels, spec.width)
+            outside = eights(channels * spec.width)
             # The first and the last stage keep their one block at any depth.
             count = repeats if place in (0, len(_STAGES) - 1) else math.ceil(repeats * spec.depth)
             for index in range(count):

@@ -38,7 +38,7 @@ class Block(NamedTuple):
     stride: int
 
 
-def _eights(value: float) -> int:
+def eights(value: float) -> int:
     """The multiple of 8 next to the value, never less than nine tenths of it (MobileNet's rule for widths)."""
     near = max(8, int(value + 4) // 8 * 8)
     return near if near >= 0.9 * value else near + 8
@@ -66,7 +66,7 @@ _LARGE = [
 
 def blocks_of(width: float) -> list[Block]:
     """The blocks at a width multiplier."""
-    return [Block(k, _eights(e * width), _eights(o * width), s, h, r) for k, e, o, s, h, r in _LARGE]
+    return [Block(k, eights(e * width), eights(o * width), s, h, r) for k, e, o, s, h, r in _LARGE]
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int, groups: int, act: nn.Module | None) -> Any:
@@ -110,7 +110,7 @@ class _InvertedResidual(nn.Module):
             layers.append(_convolution(inputs, spec.inside, 1, 1, 1, act()))
         layers.append(_convolution(spec.inside, spec.inside, spec.kernel, spec.stride, spec.inside, act()))
         if spec.squeeze:
-            layers.append(_Gates(spec.inside, _eights(spec.inside / 4)))
+            layers.append(_Gates(spec.inside, eights(spec.inside / 4)))
         layers.append(_convolution(spec.inside, spec.outside, 1, 1, 1, None))
         self.block = nn.Sequential(*layers)
         self.residual = spec.stride == 1 and inputs == spec.outside
@@ -149,7 +149,7 @@ class MobileNetSounds(nn.Module):
     @classmethod
     def of_width(cls, width: float, classes: int) -> "MobileNetSounds":
         """The network of a width multiplier, with random weights."""
-        return cls(blocks_of(width), _eights(16 * width), classes, _HIDDEN)
+        return cls(blocks_of(width), eights(16 * width), classes, _HIDDEN)
 
     def forward(self, mels: Tensor) -> Tensor:
         pooled: Tensor = self.features(mels).mean((2, 3))
@@ -233,8 +233,8 @@ def _take_folded(network: MobileNetSounds, graph: Path) -> None:
 def front_end(folder: Path) -> LogMelWindows:
     """The front end that an EfficientAT folder's config.json states, over windows of WINDOW_S. Raises EncoderError."""
     stated = read_json(folder, "config.json")
-    wanted = {"center": True, "pad_mode": "reflect", "power": 2, "log": "ln(mel+1e-5)", "normalise": "(x+4.5)/5"}
-    wrong = [name for name, value in wanted.items() if stated.get(name) != value]
+    expected = {"center": True, "pad_mode": "reflect", "power": 2, "log": "ln(mel+1e-5)", "normalise": "(x+4.5)/5"}
+    wrong = [name for name, value in expected.items() if stated.get(name) != value]
     band = re.match(r"kaldi get_mel_banks fmin (\d+) fmax (\d+)", stated.get("mel", ""))
     if wrong or band is None:
         raise EncoderError(f"{folder}: config.json: {(wrong or ['mel'])[0]}: another front end than EfficientAT's")

@@ -153,8 +153,8 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state[f"vision_model.pre_layrnorm.{kind}"] = left.pop(f"visual.ln_pre.{kind}")
         state[f"vision_model.post_layernorm.{kind}"] = left.pop(f"visual.ln_post.{kind}")
     for name in [*left]:
-        tower, found, inside = name.partition("transformer.resblocks.")
-        if not found or tower not in ("", "visual."):
+        tower, middle, inside = name.partition("transformer.resblocks.")
+        if not middle or tower not in ("", "visual."):
             continue
         tensor = left.pop(name)
         layer, _, rest = inside.partition(".")

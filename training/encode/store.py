@@ -30,16 +30,16 @@ def as_keys(digests: Sequence[bytes]) -> Keys:
     return np.frombuffer(b"".join(digest[:KEY_BYTES] for digest in digests), np.uint64).reshape(-1, 2)
 
 
-def places(known: Keys, wanted: Keys) -> NDArray[np.int64]:
+def places(known: Keys, asked: Keys) -> NDArray[np.int64]:
     """Return the row of each wanted key among the known ones, or -1."""
     order = np.argsort(known[:, 0], kind="stable")
     first = known[order, 0]
-    at = np.searchsorted(first, wanted[:, 0])
-    result = np.full(len(wanted), -1, np.int64)
+    at = np.searchsorted(first, asked[:, 0])
+    result = np.full(len(asked), -1, np.int64)
     left = np.flatnonzero(at < len(known))
     while len(left):  # more than once only where two hashes agree in their first half
-        left = left[first[at[left]] == wanted[left, 0]]
-        right = known[order[at[left]], 1] == wanted[left, 1]
+        left = left[first[at[left]] == asked[left, 0]]
+        right = known[order[at[left]], 1] == asked[left, 1]
         result[left[right]] = order[at[left[right]]]
         left = left[~right]
         at[left] += 1
@@ -194,9 +194,9 @@ class Writer:
         assert self._keys is not None
         parts: dict[str, NDArray[Any]] = {"pooled": np.asarray(rows["pooled"], self._dtype)}
         if "tokens" in self._names:
-            parts["counts"] = np.array([len(own) for own in rows["tokens"]], np.int32)
-            parts["tokens"] = np.concatenate([np.asarray(own, np.float16) for own in rows["tokens"]])
-            parts["weights"] = np.concatenate([np.asarray(own, np.float32) for own in rows["weights"]])
+            parts["counts"] = np.array([len(row) for row in rows["tokens"]], np.int32)
+            parts["tokens"] = np.concatenate([np.asarray(row, np.float16) for row in rows["tokens"]])
+            parts["weights"] = np.concatenate([np.asarray(row, np.float32) for row in rows["weights"]])
         for name, values in parts.items():
             self._bytes += self._files[name].write(np.ascontiguousarray(values).tobytes())
             self._files[name].flush()

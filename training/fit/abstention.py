@@ -80,11 +80,11 @@ def _labelled(
     recipe: Recipe, heads: Heads, splits: Mapping[Split, Prepared]
 ) -> tuple[Floats, NDArray[np.int64], Floats]:
     """Validation media, their labels and the classes' vectors; of captioned media one caption each is its class."""
-    held = splits["validation"]
-    media = project(heads[held.pairs.modality], held.media)
-    if held.pairs.labels is not None:
-        return media, held.pairs.labels, classes_of(recipe, heads["text"], splits)
-    own, first = np.unique(held.pairs.links[:, 0], return_index=True)
-    own, first = own[:_CAPTIONED], first[:_CAPTIONED]
-    texts = project(heads["text"], held.texts)[held.pairs.links[first, 1]]
-    return media[own], np.arange(len(own)), texts
+    validation = splits["validation"]
+    media = project(heads[validation.pairs.modality], validation.media)
+    if validation.pairs.labels is not None:
+        return media, validation.pairs.labels, classes_of(recipe, heads["text"], splits)
+    captioned, first = np.unique(validation.pairs.links[:, 0], return_index=True)
+    captioned, first = captioned[:_CAPTIONED], first[:_CAPTIONED]
+    texts = project(heads["text"], validation.texts)[validation.pairs.links[first, 1]]
+    return media[captioned], np.arange(len(captioned)), texts

@@ -63,13 +63,13 @@ def ridge(
     else:
         axes = _leading(ctt, size)[1]
         _fill(heads["text"], axes, -mean @ axes)
-    solved = {modality: np.linalg.eigh(each.cmm) for modality, each in moments.items()}
+    solved = {modality: np.linalg.eigh(moment.cmm) for modality, moment in moments.items()}
     for penalty in PENALTIES:
-        for modality, each in moments.items():
+        for modality, moment in moments.items():
             values, vectors = solved[modality]
             inverse = 1.0 / (np.maximum(values, 0) + penalty * max(values.mean(), 1e-12))
-            weights = (vectors * inverse) @ (vectors.T @ each.cmt) @ axes
-            _fill(heads[modality], weights, (each.texts - mean) @ axes - each.media @ weights)
+            weights = (vectors * inverse) @ (vectors.T @ moment.cmt) @ axes
+            _fill(heads[modality], weights, (moment.texts - mean) @ axes - moment.media @ weights)
         yield penalty
 
 
@@ -81,23 +81,23 @@ def cca(recipe: Recipe, heads: Mapping[Modality, Head], data: Data, frozen: Mapp
     if frozen:
         raise ClosedFormError("cca chooses the directions of both sides: it cannot align to frozen heads")
     mean, ctt, moments = _moments(heads, data, frozen)
-    solved = {modality: np.linalg.eigh(each.cmm) for modality, each in moments.items()}
+    solved = {modality: np.linalg.eigh(moment.cmm) for modality, moment in moments.items()}
     text_values, text_vectors = np.linalg.eigh(ctt)
     for penalty in PENALTIES:
         root = (text_vectors / np.sqrt(_penalised(text_values, penalty))) @ text_vectors.T
         explained = np.zeros_like(ctt)
         predictors = {}
-        for modality, each in moments.items():
+        for modality, moment in moments.items():
             values, vectors = solved[modality]
-            predictors[modality] = (vectors / _penalised(values, penalty)) @ (vectors.T @ each.cmt) @ root
-            explained += each.weight * (root @ each.cmt.T @ predictors[modality])
+            predictors[modality] = (vectors / _penalised(values, penalty)) @ (vectors.T @ moment.cmt) @ root
+            explained += moment.weight * (root @ moment.cmt.T @ predictors[modality])
         squared, axes = _leading(explained, recipe.projector.inner)
         correlation = np.sqrt(np.clip(squared, 1e-12, None))
         texts = root @ axes * correlation**_POWER
         _fill(heads["text"], texts, -mean @ texts)
-        for modality, each in moments.items():
+        for modality, moment in moments.items():
             weights = predictors[modality] @ axes * correlation ** (_POWER - 1)
-            _fill(heads[modality], weights, (each.texts - mean) @ texts - each.media @ weights)
+            _fill(heads[modality], weights, (moment.texts - mean) @ texts - moment.media @ weights)
         yield penalty
 
 
@@ -140,27 +140,29 @@ def _raw(source: Prepared, media: Head, text: Head, frozen_text: bool) -> list[D
             return project(text, source.texts, rows)[:, :inner]
         return _standardised(text, source.texts.pooled[rows])
 
-    each = (len(source.media), len(source.texts))
-    linked = csr_array((np.ones(count, np.float32), (links[:, 0], links[:, 1])), shape=each)
-    often = np.bincount(links[:, 0], minlength=each[0]).astype(np.float32)
-    text_often = np.bincount(links[:, 1], minlength=each[1]).astype(np.float32)
+    shape = (len(source.media), len(source.texts))
+    linked = csr_array((np.ones(count, np.float32), (links[:, 0], links[:, 1])), shape=shape)
+    often = np.bincount(links[:, 0], minlength=shape[0]).astype(np.float32)
+    text_often = np.bincount(links[:, 1], minlength=shape[1]).astype(np.float32)
     text_width = of_texts(np.arange(1)).shape[1]
     mean, mm = np.zeros(width), np.zeros((width, width))
     text_mean, tt = np.zeros(text_width), np.zeros((text_width, text_width))
     mt = np.zeros((width, text_width))
-    for start in range(0, each[0], _CHUNK):
+    for start in range(0, shape[0], _CHUNK):
         rows = slice(start, start + _CHUNK)
         block = _standardised(media, source.media.pooled[rows])
         mean += often[rows] @ block
         mm += block.T @ (often[rows, None] * block)
-        own = linked[rows]
-        columns, places = np.unique(own.indices, return_inverse=True)
+        links_of = linked[rows]
+        columns, places = np.unique(links_of.indices, return_inverse=True)
         if len(columns):
-            own = csr_array((own.data, places.reshape(-1), own.indptr), shape=(own.shape[0], len(columns)))
-            mt += block.T @ (own @ of_texts(columns))
-    for start in range(0, each[1], _CHUNK):
+            links_of = csr_array(
+                (links_of.data, places.reshape(-1), links_of.indptr), shape=(links_of.shape[0], len(columns))
+            )
+            mt += block.T @ (links_of @ of_texts(columns))
+    for start in range(0, shape[1], _CHUNK):
         rows = slice(start, start + _CHUNK)
-        texts = of_texts(np.arange(start, min(start + _CHUNK, each[1])))
+        texts = of_texts(np.arange(start, min(start + _CHUNK, shape[1])))
         text_mean += text_often[rows] @ texts
         tt += texts.T @ (text_often[rows, None] * texts)
     return [value / count for value in (mean, text_mean, mm, tt, mt)]

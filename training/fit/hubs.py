@@ -123,8 +123,8 @@ def _set(heads: Mapping[Modality, Head], strengths: tuple[float, float], spreads
         reserve = head.reserve
         assert isinstance(reserve, MediaReserve | TextReserve)
         text = modality == "text"
-        own, other, taken = (nu, kappa, strength) if text else (kappa, nu, media_strength)
-        reserve.reach.fill_(own)
+        reach, other, taken = (nu, kappa, strength) if text else (kappa, nu, media_strength)
+        reserve.reach.fill_(reach)
         reserve.other.fill_(other)
         reserve.slope.fill_(taken / other if other else 0.0)
     return 1 + kappa**2 + nu**2
@@ -144,6 +144,6 @@ def _media(modality: Modality, data: Data) -> list[Features]:
 
 def _drawn(head: Head, parts: list[Features], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Unit vectors of `count` rows, as many of each part as of the others as far as they have them."""
-    each = [min(len(part), -(-count // len(parts))) for part in parts]
-    chosen = [rng.choice(len(part), n, replace=False) for part, n in zip(parts, each, strict=True)]
+    counts = [min(len(part), -(-count // len(parts))) for part in parts]
+    chosen = [rng.choice(len(part), n, replace=False) for part, n in zip(parts, counts, strict=True)]
     return np.concatenate([project(head, part, rows) for part, rows in zip(parts, chosen, strict=True)])

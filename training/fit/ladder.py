@@ -19,27 +19,11 @@ from training.distributed import joined
 from training.fit.alignment import FitError, new_heads, optimise
 from training.fit.closed_form import cca, ridge
 from training.fit.hubs import with_querybank
-from training.fit.sampling import Sampler
 from training.heads.concepts import Named
 from training.heads.projector import Head
-from training.heads.trained import Trained, load_projectors, save_projectors
-from training.measure.prepared import Prepared
-from training.measure.validation import Data, Heads, calibrate, label_prompts, means, overall, project, validate
+from training.heads.trained import Trained
+from training.measure.validation import Data, Heads, calibrate, means, overall, validate
 from training.recipe import ProjectorSpec, Recipe
-
-__all__ = [
-    "FitError",
-    "Prepared",
-    "Sampler",
-    "Trained",
-    "calibrate",
-    "label_prompts",
-    "load_projectors",
-    "project",
-    "save_projectors",
-    "train",
-    "validate",
-]
 
 _CLOSED = {"ridge": ridge, "cca": cca}
 
@@ -92,15 +76,15 @@ def train(
         rungs.append(_descended(_linear(recipe), data, work / "linear", frozen, names))
     if not spec.closed:
         rungs.append(_descended(recipe, data, work, frozen, names))
-    wanted = next(rung for rung in rungs if rung.kind == spec.kind)
-    won = wanted
+    asked = next(rung for rung in rungs if rung.kind == spec.kind)
+    won = asked
     if not spec.linear:
         # Ties go to the simpler head: max keeps the first of equals, and the wanted one is the last.
         won = max(rungs, key=lambda rung: rung.score)
     _print(rungs, won)
     ladder: dict[str, Any] = {"head.won": won.kind}
     ladder |= {f"head.{rung.kind}": round(rung.score, 3) for rung in rungs}
-    trained = replace(won.trained, history=wanted.trained.history, ladder=ladder | won.trained.ladder)
+    trained = replace(won.trained, history=asked.trained.history, ladder=ladder | won.trained.ladder)
     # A frozen text head keeps the banks that it has.
     return with_querybank(recipe, trained, data, names) if spec.querybank and "text" not in frozen else trained
 

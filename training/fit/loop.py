@@ -110,10 +110,10 @@ class Run:
         for name in self._PLAIN:
             setattr(self, name, saved[name])
         task.restore(json.loads(saved["task"]))
-        own = saved["random"][ranks.index]
-        torch.set_rng_state(own["cpu"])
-        if torch.cuda.is_available() and own["cuda"]:
-            torch.cuda.set_rng_state_all(own["cuda"])
+        random = saved["random"][ranks.index]
+        torch.set_rng_state(random["cpu"])
+        if torch.cuda.is_available() and random["cuda"]:
+            torch.cuda.set_rng_state_all(random["cuda"])
 
     def save(self, task: Task, ranks: Ranks = ALONE) -> None:
         """Write the checkpoint, whole or not at all; the random state of every process is in it."""

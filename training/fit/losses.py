@@ -48,8 +48,8 @@ def contrast(
     for queries, others, other_keys in ((media, seen, seen_keys), (texts, all_media, all_keys)):
         for start in range(0, len(queries), size):
             rows = slice(start, min(start + size, len(queries)))
-            own = torch.arange(first + rows.start, first + rows.stop, device=media.device)
-            block = partial(_block, spec, own=own, keys=tuple(key[rows] for key in keys), all_keys=other_keys)
+            diagonal = torch.arange(first + rows.start, first + rows.stop, device=media.device)
+            block = partial(_block, spec, diagonal=diagonal, keys=tuple(key[rows] for key in keys), all_keys=other_keys)
             inputs = (queries[rows], others, log_scale)
             if spec.chunk is None:
                 loss = loss + block(*inputs)
@@ -69,15 +69,15 @@ def _block(
     others: Tensor,
     log_scale: Tensor,
     *,
-    own: Tensor,
+    diagonal: Tensor,
     keys: tuple[Tensor, ...],
     all_keys: tuple[Tensor, ...],
 ) -> Tensor:
     logits = log_scale.float().exp() * (queries.float() @ others.float().T)
     same = agreeing(keys, all_keys)
     if spec.kind == "info_nce":
-        return info_nce_rows(logits, own, same, spec.repeated)
-    return similarity_distribution_rows(logits, own, same)
+        return info_nce_rows(logits, diagonal, same, spec.repeated)
+    return similarity_distribution_rows(logits, diagonal, same)
 
 
 def info_nce(media: Tensor, texts: Tensor, log_scale: Tensor, same: Tensor | None = None) -> Tensor:
@@ -94,21 +94,21 @@ def info_nce(media: Tensor, texts: Tensor, log_scale: Tensor, same: Tensor | Non
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
-def info_nce_rows(logits: Tensor, own: Tensor, same: Tensor, repeats: Repeats) -> Tensor:
-    """Sum over rows of one direction of InfoNCE; logits and same (n, B), own (n,) each row's own column.
+def info_nce_rows(logits: Tensor, diagonal: Tensor, same: Tensor, repeats: Repeats) -> Tensor:
+    """Sum over rows of one direction of InfoNCE; logits and same (n, B), diagonal (n,) each row's own column.
 
     `mask` leaves the other columns that are the same out. `positive` spreads the target evenly over them (SupCon's
     outer form, arXiv 2004.11362), which is the same loss when every row has one positive.
     """
     if repeats == "mask":
-        return cross_entropy(logits.masked_fill(_others(same, own), float("-inf")), own, reduction="sum")
-    return -(_targets(same, own) * log_softmax(logits, dim=1)).sum()
+        return cross_entropy(logits.masked_fill(_others(same, diagonal), float("-inf")), diagonal, reduction="sum")
+    return -(_targets(same, diagonal) * log_softmax(logits, dim=1)).sum()
 
 
-def similarity_distribution_rows(logits: Tensor, own: Tensor, same: Tensor) -> Tensor:
+def similarity_distribution_rows(logits: Tensor, diagonal: Tensor, same: Tensor) -> Tensor:
     """Sum over rows of KL(softmax(logits) ‖ evenly spread positives) (SDM of IRRA, arXiv 2303.12501)."""
     log_p = log_softmax(logits, dim=1)
-    return (log_p.exp() * (log_p - torch.log(_targets(same, own) + 1e-8))).sum()
+    return (log_p.exp() * (log_p - torch.log(_targets(same, diagonal) + 1e-8))).sum()
 
 
 def same_pairs(*keys: Tensor) -> Tensor:
@@ -130,17 +130,17 @@ def clamp_log_scale(log_scale: Tensor) -> None:
     log_scale.clamp_(-torch.log(torch.tensor(MAX_TEMPERATURE)).item(), -torch.log(torch.tensor(MIN_TEMPERATURE)).item())
 
 
-def _own(same: Tensor, own: Tensor) -> Tensor:
-    return torch.zeros_like(same).scatter_(1, own[:, None], True)
+def _own(same: Tensor, diagonal: Tensor) -> Tensor:
+    return torch.zeros_like(same).scatter_(1, diagonal[:, None], True)
 
 
-def _others(same: Tensor, own: Tensor) -> Tensor:
-    return same & ~_own(same, own)
+def _others(same: Tensor, diagonal: Tensor) -> Tensor:
+    return same & ~_own(same, diagonal)
 
 
-def _targets(same: Tensor, own: Tensor) -> Tensor:
+def _targets(same: Tensor, diagonal: Tensor) -> Tensor:
     """(n, B): 1 / positives on each of a row's positives, else 0; one-hot where the row's own is the only one."""
-    positive = (same | _own(same, own)).float()
+    positive = (same | _own(same, diagonal)).float()
     return positive / positive.sum(1, keepdim=True)
 
 

@@ -110,8 +110,8 @@ class Batches:
         return [sampler.state for sampler in self._samplers]
 
     def restore(self, state: Sequence[Sequence[int]]) -> None:
-        for sampler, own in zip(self._samplers, state, strict=True):
-            sampler.restore(own)
+        for sampler, place in zip(self._samplers, state, strict=True):
+            sampler.restore(place)
 
     def draw(self, step: int, rng: np.random.Generator) -> list[Part]:
         """The parts of one step's batch: one, or one per source that is still drawn where batches are mixed."""

@@ -1,15 +1,12 @@
 """A bundle read back into training: its towers as frozen encoders, its text projector as a head."""
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
 from service.contract.bundle import Bundle, Modality
 from service.contract.endpoint import EndpointPreprocessing
 from service.contract.tokens import TextPreprocessing
 from training.encoders import FrozenEncoder, weights_sha256
 from training.errors import TrainingError
 from training.heads.projector import Head, NoHead
-from training.heads.trained import bank_sizes
+from training.heads.trained import bank_sizes, read_file
 from training.recipe import ProjectorSpec
 
 PROJECTORS = "projectors.safetensors"
@@ -24,7 +21,7 @@ def as_encoder(bundle: Bundle, modality: Modality) -> FrozenEncoder:
     tower = bundle.manifest.towers[modality]
     tokenizer = None
     if isinstance(tower.preprocessing, EndpointPreprocessing):
-        raise BundledError(f"{bundle.path}: an embedding API makes its texts' vectors: name it in a recipe instead")
+        raise BundledError(f"{bundle.path}: an embedding API makes its texts' vectors: name it in a recipe")
     if isinstance(tower.preprocessing, TextPreprocessing):
         tokenizer = bundle.path / tower.preprocessing.tokenizer
     return FrozenEncoder(
@@ -39,17 +36,6 @@ def as_encoder(bundle: Bundle, modality: Modality) -> FrozenEncoder:
     )
 
 
-def read_projectors(bundle: Bundle) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a bundle's projectors.safetensors. Raises BundledError."""
-    path = bundle.path / PROJECTORS
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-            return tensors, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise BundledError(f"{path} cannot be read: {error}") from None
-
-
 def text_head(bundle: Bundle) -> Head:
     """The frozen text head, rebuilt from projectors.safetensors. Raises BundledError.
 
@@ -62,9 +48,9 @@ def text_head(bundle: Bundle) -> Head:
         )
     if described.kind == "none":
         return NoHead("text", described.features).eval()
-    if described.kind == "glu":
-        raise BundledError(f"{bundle.path}: heads of the kind glu are gone: there is none to align to")
-    tensors, _ = read_projectors(bundle)
+    if described.kind == "glu" or described.kind == "attention":
+        raise BundledError(f"{bundle.path}: heads of the kind {described.kind} are gone: there is none to align to")
+    tensors, _ = read_file(bundle.path / PROJECTORS)
     state = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
     up = state.get("pooled.up.weight")
     hidden = 1 if up is None else len(up)

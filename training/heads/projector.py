@@ -1,6 +1,5 @@
 """Projectors: the small trained modules between frozen features and the shared space."""
 
-import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
@@ -10,7 +9,7 @@ from torch.nn.functional import gelu, normalize
 
 from service.contract.bundle import Modality, ProjectorKind
 from training.heads.querybank import MediaReserve, TextReserve
-from training.recipe import TOKEN_KINDS, ProjectorSpec
+from training.recipe import ProjectorSpec
 
 
 class Standardise(nn.Module):
@@ -100,35 +99,6 @@ class TokenProjector(nn.Module):
         return out
 
 
-class AttentionPooling(nn.Module):
-    """Learned queries over tokens (pooling by attention, arXiv 1810.00825), then Linear(GELU); → (B, D).
-
-    `tokens` (B, N, d) with `weights` (B, N), or packed (ΣN, d) with (B, ΣN); a token of weight 0 is not an item's own.
-    A query times a key projection is one vector per head, so the scores are one Linear(d, heads).
-    """
-
-    def __init__(self, width: int, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.heads = math.gcd(8, spec.dimensions)
-        self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(spec.dropout)
-        self.scores = nn.Linear(width, self.heads)
-        self.values = nn.Linear(width, spec.dimensions)
-        self.out = nn.Linear(spec.dimensions, spec.dimensions)
-
-    def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        x = self.norm(tokens)
-        scores = self.scores(x).transpose(-1, -2)  # (B, heads, N), or (heads, ΣN) where packed
-        values = (
-            self.values(self.dropout(x)).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-        )  # (…, heads, N, D / heads)
-        absent = (weights <= 0)[:, None]
-        shares = scores.masked_fill(absent, float("-inf")).softmax(-1)  # (B, heads, N)
-        pooled = torch.einsum("bhn,hnd->bhd" if values.dim() == 3 else "bhn,bhnd->bhd", shares, values)
-        out: Tensor = self.out(gelu(pooled.flatten(1)))
-        return out
-
-
 _POOLED = {"linear": Linear, "mlp": ResidualMLP}
 _LAST = ("linear", "skip", "skip.2", "down", "out")
 """Ends of the names of the layers of media whose sum is a vector of the space."""
@@ -169,10 +139,10 @@ class ConceptBranch(nn.Module):
 class Head(nn.Module):
     """A projector of one modality and the L2 normalisation after it: frozen features → unit vectors (B, D).
 
-    Pooled kinds (`linear`, which `ridge` and `cca` fill in; `mlp`) take `pooled` (B, d). The others take local
-    vectors with averaging weights: `tokens` (B, N, d) with `weights` (B, N), or packed `tokens` (ΣN, d) with `weights`
-    (B, ΣN). `attention` adds a Linear of the pooled vector. `token` adds an image's projected CLS, and passes a text's
-    mean through a second projection (arXiv 2409.19425): p = Linear; LayerNorm(p + Dropout(Linear(GELU(p)))).
+    Pooled kinds (`linear`, which `ridge` and `cca` fill in; `mlp`) take `pooled` (B, d). `token` takes local vectors
+    with averaging weights, too: `tokens` (B, N, d) with `weights` (B, N), or packed `tokens` (ΣN, d) with `weights`
+    (B, ΣN). It adds an image's projected CLS, and passes a text's mean through a second projection (arXiv 2409.19425):
+    p = Linear; LayerNorm(p + Dropout(Linear(GELU(p)))).
     With `concepts`, the last so many numbers of `pooled` are the scores that ConceptBranch reads. With
     `spec.querybank`, the last dimensions are those that heads.querybank reserves; `banks` are its banks' sizes.
     """
@@ -214,15 +184,12 @@ class Head(nn.Module):
                 self.refine = nn.Linear(spec.dimensions, spec.dimensions)
                 self.dropout = nn.Dropout(spec.dropout)
                 self.norm = nn.LayerNorm(spec.dimensions)
-        elif self.kind == "attention":
-            self.local = AttentionPooling(width, spec)
-            self.skip = nn.Sequential(nn.LayerNorm(width), nn.Dropout(spec.dropout), nn.Linear(width, spec.dimensions))
         else:
             self.pooled = _POOLED[self.kind](width, spec)
 
     @property
     def needs_tokens(self) -> bool:
-        return self.kind in TOKEN_KINDS
+        return self.kind == "token"
 
     @property
     def device(self) -> torch.device:
@@ -250,8 +217,6 @@ class Head(nn.Module):
         if not self.needs_tokens:
             return normalize(self.pooled(pooled), dim=-1)
         assert tokens is not None and weights is not None
-        if self.kind == "attention":
-            return normalize(self.skip(pooled) + self.local(tokens, weights), dim=-1)
         local = self.local(tokens)
         mean = weights @ local if local.dim() == 2 else (weights[:, None] @ local)[:, 0]
         if self.modality == "image":

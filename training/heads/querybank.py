@@ -88,9 +88,9 @@ class MediaReserve(_Reserve):
         self.register_buffer("place", place, persistent=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        own = (self.reach * self.place).expand(vectors.shape[0], -1)
+        reach = (self.reach * self.place).expand(vectors.shape[0], -1)
         (number,), filler = self.corrections(vectors)
-        return normalize(torch.cat([vectors, own, number, torch.zeros_like(number), filler], -1), dim=-1)
+        return normalize(torch.cat([vectors, reach, number, torch.zeros_like(number), filler], -1), dim=-1)
 
 
 class TextReserve(_Reserve):
@@ -101,5 +101,5 @@ class TextReserve(_Reserve):
 
     def forward(self, vectors: Tensor) -> Tensor:
         numbers, filler = self.corrections(vectors)
-        own = self.reach.expand(vectors.shape[0], 1)
-        return normalize(torch.cat([vectors, *numbers, own, filler, torch.zeros_like(own)], -1), dim=-1)
+        reach = self.reach.expand(vectors.shape[0], 1)
+        return normalize(torch.cat([vectors, *numbers, reach, filler, torch.zeros_like(reach)], -1), dim=-1)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from service.contract.abstention import Detector
 from service.contract.bundle import MODALITIES, Modality
 from service.contract.licences import Licence, combined
+from training.errors import TrainingError
 from training.heads.projector import Head
 from training.recipe import Recipe
 
@@ -69,7 +70,9 @@ def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
         "means": json.dumps(trained.means),
         "kinds": json.dumps({modality: head.kind for modality, head in trained.heads.items()}),
         "ladder": json.dumps(trained.ladder),
-        "abstention": json.dumps({modality: each.model_dump() for modality, each in trained.abstention.items()}),
+        "abstention": json.dumps(
+            {modality: detector.model_dump() for modality, detector in trained.abstention.items()}
+        ),
         "init": trained.init,
         "licences": licences_json(trained.licences),
     }
@@ -77,14 +80,22 @@ def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
     save_file(kept, path, metadata)
 
 
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a projectors.safetensors. Raises TrainingError."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            return tensors, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from None
+
+
 def load_projectors(path: Path, recipe: Recipe) -> Trained:
     """Rebuild what `save_projectors` wrote, for a recipe. Raises ValueError where the two do not fit.
 
     A linear head fits every recipe of its dimensions: it is what ships where the recipe's own did not beat it.
     """
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        metadata = file.metadata()
+    tensors, metadata = read_file(path)
     kinds = json.loads(metadata.get("kinds", "{}"))
     heads: dict[Modality, Head] = {}
     for modality in dict.fromkeys((*MODALITIES, *kinds)):
@@ -108,7 +119,7 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
         raise ValueError(f"{path} holds no projectors")
     ladder, init = json.loads(metadata.get("ladder", "{}")), metadata.get("init", "")
     learned = json.loads(metadata.get("abstention", "{}"))
-    detectors = {modality: Detector.model_validate(each) for modality, each in learned.items()}
+    detectors = {modality: Detector.model_validate(detector) for modality, detector in learned.items()}
     licences = tuple(map(Licence.model_validate, json.loads(metadata.get("licences", "[]"))))
     means = json.loads(metadata["means"])
     return Trained(heads, float(metadata["temperature"]), means, [], ladder, init, detectors, licences)
@@ -116,7 +127,7 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
 
 def licences_json(licences: Iterable[Licence]) -> str:
     """Returns the licences as the metadata of projectors.safetensors has them."""
-    return json.dumps([each.model_dump() for each in licences])
+    return json.dumps([licence.model_dump() for licence in licences])
 
 
 def licences_of(recipe: Recipe) -> tuple[Licence, ...]:

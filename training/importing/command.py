@@ -136,8 +136,8 @@ def _source(options: argparse.Namespace) -> EncoderSource:
         if options.revision is not None:
             raise ImportModelError(f"--revision is of a hub id, and {options.model} is a folder")
         return EncoderSource(folder=given.resolve())
-    if options.model.isidentifier() and (found := importlib.util.find_spec(options.model)) is not None:
-        roots = [Path(place) for place in found.submodule_search_locations or ()]
+    if options.model.isidentifier() and (spec := importlib.util.find_spec(options.model)) is not None:
+        roots = [Path(place) for place in spec.submodule_search_locations or ()]
         inside = sorted(path for root in roots for path in root.rglob("config.json") if _is_model(path.parent))
         if not inside:
             raise ImportModelError(f"the package {options.model} holds no model folder")
@@ -227,7 +227,7 @@ def _write(
     others = {name: work / name for name in (PROJECTORS, CARD)}
     if (tokenizer := encoders["text"].tokenizer) is not None:
         others["tokenizer.json"] = tokenizer
-    graphs = {tower.graph(each)[0] for tower in towers.values() for each in tower.precisions}
+    graphs = {tower.graph(precision)[0] for tower in towers.values() for precision in tower.precisions}
     return write(
         target,
         {graph: work / graph for graph in graphs},

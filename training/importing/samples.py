@@ -42,10 +42,10 @@ def texts(path: Path | None) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ImportModelError(f"--texts {path} cannot be read: {error}") from None
-    found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not found:
+    distinct = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not distinct:
         raise ImportModelError(f"--texts {path} holds no text")
-    return found
+    return distinct
 
 
 def media(modality: Modality, folder: Path | None, work: Path) -> Sequence[Item]:

@@ -10,10 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from service.contract.bundle import Modality
 from training.errors import TrainingError
-from training.pairs import SUFFIXES, Gathered, Pairs, read_table, readable
+from training.pairs import FILE_COLUMNS, SUFFIXES, Gathered, Pairs, read_table, readable
 from training.recipe import checked
 
-_FILE = ("file", "path", "filename", "file_name", "image", "audio", "media")
 _LABEL = ("label", "class", "category")
 _CAPTION = ("caption", "text")
 _Medium = Literal["image", "audio"]
@@ -43,8 +42,8 @@ class Wording(BaseModel):
     """Whole prompts of some classes, by label or name: instead of the templates, as `/classify` has them."""
 
     def of(self, modality: Modality, default: list[str]) -> list[str]:
-        own = self.templates.get(modality, []) if isinstance(self.templates, dict) else self.templates
-        return own or default or ["{}"]
+        templates = self.templates.get(modality, []) if isinstance(self.templates, dict) else self.templates
+        return templates or default or ["{}"]
 
     def prompts_of(self, name: str) -> list[str]:
         """The whole prompts of a class by its name, or by the labels that are called so."""
@@ -146,11 +145,11 @@ def _table_rows(
         raise DataError(f"{path} has no rows")
     columns = {name.strip().lower(): name for name in first}
     file, label, caption = (
-        next((columns[name] for name in known if name in columns), None) for known in (_FILE, _LABEL, _CAPTION)
+        next((columns[name] for name in known if name in columns), None) for known in (FILE_COLUMNS, _LABEL, _CAPTION)
     )
     if file is None or (label is None and caption is None):
         raise DataError(
-            f"{path} has the columns {', '.join(first)}: one of {', '.join(_FILE)} is needed, and one of "
+            f"{path} has the columns {', '.join(first)}: one of {', '.join(FILE_COLUMNS)} is needed, and one of "
             f"{', '.join(_LABEL)} or of {', '.join(_CAPTION)}"
         )
     if unknown := sorted(set(where) - set(first)):

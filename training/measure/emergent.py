@@ -26,8 +26,8 @@ def emergent_figures(
         raise PairError(f"emergent.{name}: {spec.queries} has no labels")
     if unknown := sorted(set(spec.shows) - set(queries.classes)):
         raise PairError(f"emergent.{name}.shows: {unknown[0]} is no class of {spec.queries}")
-    each = [shown(one, spec.shows) for one in gallery]
-    relevant = {label: np.concatenate([one[label] for one in each]) for label in spec.shows}
+    showing = [shown(one, spec.shows) for one in gallery]
+    relevant = {label: np.concatenate([one[label] for one in showing]) for label in spec.shows}
     labels = [queries.classes[label] for label in queries.labels]
     rows = [row for row, label in enumerate(labels) if label in relevant and relevant[label].any()]
     if not rows:
@@ -50,13 +50,13 @@ def shown(pairs: Pairs, words: Mapping[str, Sequence[str]]) -> dict[str, NDArray
     Words are compared whole and without case, spaces of a class name included.
     """
     result = {}
-    for label, own in words.items():
+    for label, names in words.items():
         if pairs.labels is not None:
-            wanted = {word.lower() for word in own}
-            right = np.array([name.lower() in wanted for name in pairs.classes])
+            lower = {word.lower() for word in names}
+            right = np.array([name.lower() in lower for name in pairs.classes])
             result[label] = right[pairs.labels]
         else:
-            pattern = re.compile(rf"\b({'|'.join(re.escape(word) for word in own)})\b", re.IGNORECASE)
+            pattern = re.compile(rf"\b({'|'.join(re.escape(word) for word in names)})\b", re.IGNORECASE)
             said = np.array([bool(pattern.search(text)) for text in pairs.texts])
             rows = np.zeros(len(pairs.media), bool)
             np.logical_or.at(rows, pairs.links[:, 0], said[pairs.links[:, 1]])

@@ -75,8 +75,8 @@ def gap(sets: Sequence[Paired]) -> dict[str, Any]:
             distance = np.linalg.norm(vectors[first].mean(0) - vectors[second].mean(0))
             figures[f"gap.{first}_{second}"] = round(float(distance), 4)
         if first in partners:
-            each = ((vectors[first] - partners[first]) ** 2).sum(1)
-            figures[f"alignment.{first}_text"] = round(float(each.mean()), 4)
+            distances = ((vectors[first] - partners[first]) ** 2).sum(1)
+            figures[f"alignment.{first}_text"] = round(float(distances.mean()), 4)
     if len(names) < 2 or len(vectors[names[0]]) < 4:
         return figures
     gallery = np.concatenate([vectors[name] for name in names])
@@ -108,8 +108,8 @@ def _samples(sets: Sequence[Paired]) -> tuple[dict[Modality, Floats], dict[Modal
     for paired in sets:
         # One text of each medium: captions of one picture are near to each other as nothing else is.
         order = rng.permutation(len(paired.links))
-        own, first = np.unique(paired.links[order, 0], return_index=True)
-        media.setdefault(paired.modality, []).append(paired.media[own])
+        media_rows, first = np.unique(paired.links[order, 0], return_index=True)
+        media.setdefault(paired.modality, []).append(paired.media[media_rows])
         texts.setdefault(paired.modality, []).append(paired.texts[paired.links[order[first], 1]])
     joined = {modality: np.concatenate(parts) for modality, parts in media.items()}
     partner = {modality: np.concatenate(parts) for modality, parts in texts.items()}

@@ -126,8 +126,8 @@ def _confusions(result: Labelled) -> str:
 
 def _extremes(spec: Preprocessing | None, result: Labelled) -> str:
     """The best and the worst classes: of the best what was right, of the worst what was wrong and for what."""
-    each, names = result.per_class(), result.pairs.classes
-    order = [int(index) for index in np.argsort(each, kind="stable") if not np.isnan(each[index])]
+    accuracy, names = result.per_class(), result.pairs.classes
+    order = [int(index) for index in np.argsort(accuracy, kind="stable") if not np.isnan(accuracy[index])]
     shown = min(_SHOWN, len(order) // 2)
     parts = []
     for title, chosen, right in (("Best", order[::-1][:shown], True), ("Worst", order[:shown], False)):
@@ -138,7 +138,7 @@ def _extremes(spec: Preprocessing | None, result: Labelled) -> str:
             pictures = "".join(
                 _picture(spec, result, int(row), "" if right else names[result.predicted[row]]) for row in rows
             )
-            parts.append(f"<tr><td>{html.escape(names[index])}<br>{each[index]:.1f} %<td>{pictures}")
+            parts.append(f"<tr><td>{html.escape(names[index])}<br>{accuracy[index]:.1f} %<td>{pictures}")
         parts.append("</table>")
     return "".join(parts)
 
@@ -183,10 +183,10 @@ def _queries(spec: Preprocessing | None, result: Captioned) -> str:
         parts.append(f"<h3>{title}</h3><table>")
         for query in chosen:
             text = result.pairs.texts[texts[query]]
-            found = np.argsort(-(result.vectors @ result.texts[texts[query]]), kind="stable")[: _THUMBNAILS - 2]
-            pictures = "".join(_picture(spec, result, int(row), str(i)) for i, row in enumerate(found, start=1))
-            own = _picture(spec, result, int(owner[query]), f"its own, rank {rank[query] + 1}")
-            parts.append(f"<tr><td>{html.escape(text)}<td>{own}{pictures}")
+            nearest = np.argsort(-(result.vectors @ result.texts[texts[query]]), kind="stable")[: _THUMBNAILS - 2]
+            pictures = "".join(_picture(spec, result, int(row), str(i)) for i, row in enumerate(nearest, start=1))
+            true_medium = _picture(spec, result, int(owner[query]), f"its own, rank {rank[query] + 1}")
+            parts.append(f"<tr><td>{html.escape(text)}<td>{true_medium}{pictures}")
         parts.append("</table>")
     return "".join(parts)
 
@@ -223,9 +223,9 @@ def _map(result: Result) -> str:
     placed = TSNE(2, perplexity=perplexity, init="pca", metric="cosine", random_state=0).fit_transform(points)
     placed = (placed - placed.min(0)) / np.maximum(np.ptp(placed, axis=0), 1e-9) * 860 + 20
     dots = [
-        f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3" fill="{_colour(int(own))}"><title>'
+        f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3" fill="{_colour(int(group_of))}"><title>'
         f"{html.escape(f'{result.pairs.media[row].name}: {name}')}</title></circle>"
-        for (x, y), row, name, own in zip(placed, rows, names, group, strict=False)
+        for (x, y), row, name, group_of in zip(placed, rows, names, group, strict=False)
     ]
     dots += [
         f'<text x="{x:.0f}" y="{y:.0f}" class="word">{html.escape(word)}</text>'

@@ -36,14 +36,14 @@ def ranks(
     Queries that no pair names are left out. Works through blocks of queries: memory does not grow with their number.
     """
     result = {}
-    for direction, own, other, pairs in (("m2t", media, texts, links), ("t2m", texts, media, links[:, ::-1])):
+    for direction, queries_side, other, pairs in (("m2t", media, texts, links), ("t2m", texts, media, links[:, ::-1])):
         pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
         queries, first = np.unique(pairs[:, 0], return_index=True)
         rank = np.zeros(len(queries), np.int64)
         size = max(1, _BLOCK // max(1, len(other)))
         for start in range(0, len(queries), size):
             rows = queries[start : start + size]
-            scores = own[rows] @ other.T
+            scores = queries_side[rows] @ other.T
             mine = pairs[first[start] : first[start + size] if start + size < len(queries) else len(pairs)]
             right = np.zeros(scores.shape, bool)
             right[np.searchsorted(rows, mine[:, 0]), mine[:, 1]] = True
@@ -71,8 +71,8 @@ def with_prompts(classes: Floats, prompts: Floats, owner: NDArray[np.int64]) -> 
 
 def label_ranks(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rank from 0 of the right class in each row of scores (M, C); ties and NaN count against the model."""
-    own = np.take_along_axis(scores, labels[:, None], 1)
-    return np.asarray((~(scores < own)).sum(1) - 1, np.int64)
+    right = np.take_along_axis(scores, labels[:, None], 1)
+    return np.asarray((~(scores < right)).sum(1) - 1, np.int64)
 
 
 def top1(media: Floats, classes: Floats, labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
@@ -81,8 +81,10 @@ def top1(media: Floats, classes: Floats, labels: NDArray[np.int64]) -> tuple[flo
     Ties count against the model, as everywhere.
     """
     right = label_ranks(media @ classes.T, labels) < 1
-    each = np.array([right[labels == c].mean() * 100 if (labels == c).any() else np.nan for c in range(len(classes))])
-    return round(float(right.mean() * 100), 2), each
+    per_class = np.array(
+        [right[labels == c].mean() * 100 if (labels == c).any() else np.nan for c in range(len(classes))]
+    )
+    return round(float(right.mean() * 100), 2), per_class
 
 
 def word_precision(media: Floats, texts: Floats, links: NDArray[np.int64]) -> float:

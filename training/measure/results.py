@@ -117,11 +117,11 @@ def between(results: Results) -> dict[str, Any]:
             right = asked[part, None] == shown[None]
             precision.append(average_precision(query.vectors[part] @ gallery.vectors.T, right) * 100)
             relevant.append(right.sum(1))
-        each = np.concatenate(precision)
+        precisions = np.concatenate(precision)
         chance = chance_precision(np.concatenate(relevant), len(shown)) * 100
         figures |= {
-            f"{name}.map": round(float(each.mean()), 2),
-            f"{name}.map.ci95": interval(each),
+            f"{name}.map": round(float(precisions.mean()), 2),
+            f"{name}.map.ci95": interval(precisions),
             f"{name}.chance": round(float(chance.mean()), 2),
         }
     return figures

@@ -61,16 +61,16 @@ def validate(
     }
     for name, media in vectors.items():
         splits = data[name]
-        held = splits["validation"]
-        if held.pairs.labels is not None:
-            figures[name], _ = top1(media, classes_of(recipe, heads["text"], splits), held.pairs.labels)
-        elif held.pairs.words:
-            gallery = np.concatenate([media, *_beside(held.pairs, vectors, data)])
-            figures[name] = word_precision(gallery, project(heads["text"], held.texts), held.pairs.links)
+        validation = splits["validation"]
+        if validation.pairs.labels is not None:
+            figures[name], _ = top1(media, classes_of(recipe, heads["text"], splits), validation.pairs.labels)
+        elif validation.pairs.words:
+            gallery = np.concatenate([media, *_beside(validation.pairs, vectors, data)])
+            figures[name] = word_precision(gallery, project(heads["text"], validation.texts), validation.pairs.links)
         else:
-            keep = held.pairs.links[:, 0] < _VALIDATED_MEDIA
-            texts = project(heads["text"], held.texts)
-            figures[name] = mean_recall(media[:_VALIDATED_MEDIA], texts, held.pairs.links[keep])
+            keep = validation.pairs.links[:, 0] < _VALIDATED_MEDIA
+            texts = project(heads["text"], validation.texts)
+            figures[name] = mean_recall(media[:_VALIDATED_MEDIA], texts, validation.pairs.links[keep])
     if names and "image" in names and (agreed := _agreement(heads, names["image"], data)) is not None:
         figures["image_names"] = agreed
     return figures
@@ -86,13 +86,13 @@ def _agreement(heads: Heads, names: Named, data: Data) -> float | None:
     seen: set[Item] = set()
     right: list[bool] = []
     for splits in data.values():
-        held = splits["validation"]
-        if held.pairs.modality != "image" or not len(held.pairs.media) or seen.issuperset(held.pairs.media):
+        pairs, media = splits["validation"].pairs, splits["validation"].media
+        if pairs.modality != "image" or not len(pairs.media) or seen.issuperset(pairs.media):
             continue
-        seen.update(held.pairs.media)
-        scores = torch.from_numpy(np.asarray(held.media.pooled[:, -names.count :], np.float32))
+        seen.update(pairs.media)
+        scores = torch.from_numpy(np.asarray(media.pooled[:, -names.count :], np.float32))
         sure = np.flatnonzero(branch.certainty(scores).numpy() >= _SURE)  # type: ignore[union-attr]
-        nearest = (project(heads["image"], held.media, sure) @ bare.T).argmax(1)
+        nearest = (project(heads["image"], media, sure) @ bare.T).argmax(1)
         right.extend(nearest == scores.argmax(1).numpy()[sure])
     return float(np.mean(right) * 100) if right else None
 
@@ -127,11 +127,11 @@ def calibrate(recipe: Recipe, heads: Heads, data: Data, learned: float) -> float
     """
     sets = []
     for splits in data.values():
-        held = splits["validation"]
-        if held.pairs.labels is not None and len(held.pairs.media):
-            media = project(heads[held.pairs.modality], held.media)
+        validation = splits["validation"]
+        if validation.pairs.labels is not None and len(validation.pairs.media):
+            media = project(heads[validation.pairs.modality], validation.media)
             similarity = media @ classes_of(recipe, heads["text"], splits).T
-            sets.append((torch.from_numpy(similarity).double(), torch.from_numpy(held.pairs.labels)))
+            sets.append((torch.from_numpy(similarity).double(), torch.from_numpy(validation.pairs.labels)))
     if not sets:
         return learned
     candidates = np.geomspace(MIN_TEMPERATURE, MAX_TEMPERATURE, 200)

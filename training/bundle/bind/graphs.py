@@ -19,22 +19,22 @@ def append(tower: Path, through: Map, target: Path) -> None:
     _finish(model, through.weight.shape[1], target)
 
 
-def mix(own: Path, other: Path, through: Map, weight: float, target: Path) -> None:
-    """Write the unit vector of (1 - weight) own(x) + weight map(other(x)); both graphs take the same inputs x.
+def mix(native: Path, other: Path, through: Map, weight: float, target: Path) -> None:
+    """Write the unit vector of (1 - weight) native(x) + weight map(other(x)); both graphs take the same inputs x.
 
     Tensors that both hold are kept once, so that a runtime finds an encoder that they share and computes it once.
     """
-    model, second = onnx.load(own), onnx.load(other)
-    opset = max(entry.version for each in (model, second) for entry in each.opset_import if not entry.domain)
-    model, second = (onnx.version_converter.convert_version(each, opset) for each in (model, second))
+    model, second = onnx.load(native), onnx.load(other)
+    opset = max(entry.version for graph in (model, second) for entry in graph.opset_import if not entry.domain)
+    model, second = (onnx.version_converter.convert_version(graph, opset) for graph in (model, second))
     _rename_output(model, "bind/own")
     _rename_output(second, "unit")
     second = onnx.compose.add_prefix(second, "bind/other/", rename_inputs=False)
     model.ir_version = max(model.ir_version, second.ir_version)
-    held = {_content(tensor): tensor.name for tensor in model.graph.initializer}
+    known = {_content(tensor): tensor.name for tensor in model.graph.initializer}
     same: dict[str, str] = {}
     for tensor in second.graph.initializer:
-        if (first := held.get(_content(tensor))) is not None:
+        if (first := known.get(_content(tensor))) is not None:
             same[tensor.name] = first
         else:
             model.graph.initializer.append(tensor)

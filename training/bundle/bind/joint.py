@@ -23,8 +23,8 @@ from training.encoders import example_inputs
 from training.errors import TrainingError
 from training.features import collate, preparer
 from training.graphs import session
-from training.heads.bundled import PROJECTORS, as_encoder, read_projectors
-from training.heads.trained import licences_json
+from training.heads.bundled import PROJECTORS, as_encoder
+from training.heads.trained import licences_json, read_file
 
 Floats = NDArray[np.float32]
 
@@ -60,7 +60,7 @@ def write_joint(
         encoders = {tower.encoder.source: tower.encoder.licence for tower in towers.values()}
         stated = markdown(parts(licences, encoders), terms)
         (folder / CARD).write_text(_card(name, first, second, space, measured, stated), encoding="utf-8")
-        graphs = {each: second.path / each for each in b.files}
+        graphs = {graph: second.path / graph for graph in b.files}
         for modality, tower in towers.items():
             for precision in tower.precisions:
                 file, _ = tower.graph(precision)
@@ -68,7 +68,7 @@ def write_joint(
         return write(
             target,
             graphs,
-            {each: folder / each for each in (PROJECTORS, CARD)},
+            {other: folder / other for other in (PROJECTORS, CARD)},
             like=b,
             name=name,
             space=space,
@@ -104,7 +104,7 @@ def _towers(
         prepare = preparer(as_encoder(second, "text"))
         spec = b.towers["text"].preprocessing
         inputs, names = collate(spec, [prepare(text) for text in texts]), spec.inputs
-        ours, theirs = (_run(each.tower_path("text"), names, inputs) for each in (second, first))
+        ours, theirs = (_run(bundle.tower_path("text"), names, inputs) for bundle in (second, first))
         parity["text"] = _agree("text", _run(both, names, inputs), mixed(ours, through(theirs), weight))
         towers["text"] = _bound(both, b.towers["text"], [b.towers["text"], a.towers["text"]], through, weight)
     return towers, parity
@@ -154,9 +154,9 @@ def _agree(modality: Modality, joint: Floats, parts: Floats) -> float:
 
 def _save_projectors(first: Bundle, second: Bundle, through: Map, licences: Sequence[Licence], path: Path) -> None:
     """B's own tensors as they are; A's and the map under `bound.<space of A>.`."""
-    tensors, metadata = read_projectors(second)
+    tensors, metadata = read_file(second.path / PROJECTORS)
     prefix = f"bound.{first.manifest.space}"
-    tensors |= {f"{prefix}.{key}": value for key, value in read_projectors(first)[0].items()}
+    tensors |= {f"{prefix}.{key}": value for key, value in read_file(first.path / PROJECTORS)[0].items()}
     tensors[f"{prefix}.map.weight"] = torch.from_numpy(through.weight)
     tensors[f"{prefix}.map.bias"] = torch.from_numpy(through.bias)
     save_file(tensors, path, metadata | {"licences": licences_json(licences)})

@@ -35,12 +35,12 @@ class Fit:
 def fit(source: Floats, target: Floats) -> Fit:
     """Return the map from source (N, A) to target (N, B), whose rows are one text each, judged on every tenth text."""
     held_out = np.arange(len(source)) % _HELD_OUT == _HELD_OUT - 1
-    found = procrustes(source[~held_out], target[~held_out])
-    mapped, true = found(source[held_out][:_JUDGED]), target[held_out][:_JUDGED]
+    rotation = procrustes(source[~held_out], target[~held_out])
+    mapped, true = rotation(source[held_out][:_JUDGED]), target[held_out][:_JUDGED]
     similarity = mapped @ true.T
-    own = similarity.diagonal()
-    nearest = (similarity >= own[:, None]).sum(1) == 1
-    return Fit(found, float(own.mean()), float(nearest.mean() * 100))
+    true_pairs = similarity.diagonal()
+    nearest = (similarity >= true_pairs[:, None]).sum(1) == 1
+    return Fit(rotation, float(true_pairs.mean()), float(nearest.mean() * 100))
 
 
 def procrustes(source: Floats, target: Floats) -> Map:

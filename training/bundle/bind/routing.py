@@ -30,34 +30,34 @@ class RoutingError(TrainingError):
     """No routing weight can be learned: the message says what is missing."""
 
 
-def mixed(own: Floats, mapped: Floats, weight: float) -> Floats:
-    """Unit vectors (N, D) of (1 - weight) own + weight mapped."""
-    return l2_normalise((1 - weight) * own + weight * mapped)
+def mixed(native: Floats, mapped: Floats, weight: float) -> Floats:
+    """Unit vectors (N, D) of (1 - weight) native + weight mapped."""
+    return l2_normalise((1 - weight) * native + weight * mapped)
 
 
-def learn(recipe: Recipe, own: Bundle, other: Bundle, through: Map, cache: Path) -> dict[float, dict[str, float]]:
+def learn(recipe: Recipe, target: Bundle, other: Bundle, through: Map, cache: Path) -> dict[float, dict[str, float]]:
     """Figures per source of the recipe's validation splits, for each weight of the other space's texts.
 
-    R@1, the mean of both directions, for captions; top-1 for labels. `through` leads from `other` into `own`.
+    R@1, the mean of both directions, for captions; top-1 for labels. `through` leads from `other` into `target`.
     Raises RoutingError where the recipe has no validation split of a modality that the joint space has.
     """
-    joint = {*own.manifest.towers, *other.manifest.towers} - {"text"}
+    joint = {*target.manifest.towers, *other.manifest.towers} - {"text"}
     figures: dict[float, dict[str, float]] = {weight: {} for weight in WEIGHTS}
     seen: set[Modality] = set()
     for name, source in recipe.pairs.items():
-        held = read_pairs(recipe, name)["validation"]
-        if not held.media or source.modality not in joint:
+        pairs = read_pairs(recipe, name)["validation"]
+        if not pairs.media or source.modality not in joint:
             continue
         seen.add(source.modality)
-        texts = held.texts if held.labels is None else label_prompts(recipe, held)
-        ours, theirs = (_vectors(bundle, "text", texts, cache) for bundle in (own, other))
-        if source.modality in own.manifest.towers:
-            media = _vectors(own, source.modality, held.media, cache)
+        texts = pairs.texts if pairs.labels is None else label_prompts(recipe, pairs)
+        ours, theirs = (_vectors(bundle, "text", texts, cache) for bundle in (target, other))
+        if source.modality in target.manifest.towers:
+            media = _vectors(target, source.modality, pairs.media, cache)
         else:
-            media = through(_vectors(other, source.modality, held.media, cache))
+            media = through(_vectors(other, source.modality, pairs.media, cache))
         for weight in WEIGHTS:
             vectors = mixed(ours, through(theirs), weight)
-            figures[weight][name] = _score(held, media, vectors, len(recipe.templates.get(source.modality, ())))
+            figures[weight][name] = _score(pairs, media, vectors, len(recipe.templates.get(source.modality, ())))
     if absent := sorted(joint - seen):
         raise RoutingError(f"{recipe.name} has no validation split of {absent[0]} to learn the routing weight from")
     return figures
@@ -65,7 +65,7 @@ def learn(recipe: Recipe, own: Bundle, other: Bundle, through: Map, cache: Path)
 
 def best(figures: Mapping[float, Mapping[str, float]]) -> float:
     """The weight with the highest mean, each source relative to its own best; the lowest of equals."""
-    top = {name: max(each[name] for each in figures.values()) or 1.0 for name in next(iter(figures.values()))}
+    top = {name: max(row[name] for row in figures.values()) or 1.0 for name in next(iter(figures.values()))}
     return max(figures, key=lambda weight: (np.mean([figures[weight][name] / top[name] for name in top]), -weight))
 
 
@@ -74,7 +74,7 @@ def _vectors(bundle: Bundle, modality: Modality, items: Any, cache: Path) -> Flo
     return np.asarray(cached_features(as_encoder(bundle, modality), items, cache, what=what).pooled)
 
 
-def _score(held: Pairs, media: Floats, texts: Floats, templates: int) -> float:
-    if held.labels is not None:
-        return top1(media, class_vectors(texts, templates), held.labels)[0]
-    return mean_recall(media, texts, held.links)
+def _score(pairs: Pairs, media: Floats, texts: Floats, templates: int) -> float:
+    if pairs.labels is not None:
+        return top1(media, class_vectors(texts, templates), pairs.labels)[0]
+    return mean_recall(media, texts, pairs.links)

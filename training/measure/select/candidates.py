@@ -94,7 +94,7 @@ class Selection:
 def load_selection(path: Path, overrides: list[str] | None = None, pairs: Sequence[str] = ()) -> Selection:
     """Reads a selection, with the named pairs or all of its recipe's. Raises SelectError or RecipeError."""
     values, recipe = load_with_recipe(path, overrides, "data, pairs and templates", SelectError)
-    for source in (source for own in _mappings(values.get("candidates")) for source in _mappings(own)):
+    for source in (source for sources in _mappings(values.get("candidates")) for source in _mappings(sources)):
         for key in ("folder", "onnx", "words", "vectors"):
             if str(source.get(key) or "").startswith("."):
                 source[key] = str((path.parent / source[key]).resolve())
@@ -108,8 +108,8 @@ def load_selection(path: Path, overrides: list[str] | None = None, pairs: Sequen
         raise SelectError(f"{path}: its recipe names no pairs to measure on")
     candidates: dict[Modality, dict[str, Candidate]] = {}
     for modality, encoder in recipe.encoders.items():
-        own = Network.model_validate(encoder.model_dump())
-        candidates[modality] = {"recipe": own, **_checked(path, modality, getattr(given, modality))}
+        recipe_own = Network.model_validate(encoder.model_dump())
+        candidates[modality] = {"recipe": recipe_own, **_checked(path, modality, getattr(given, modality))}
     return Selection(recipe.model_copy(update={"pairs": kept}), candidates)
 
 

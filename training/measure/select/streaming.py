@@ -136,8 +136,8 @@ def _linear(media: Sequence[Side], texts: Sequence[Side], sizes: Sizes, bar: Bar
     moments = {(i, j): Moments((origins[i], origins[j])) for i, j in which}
     for index in blocks(len(sides[0]), sizes.block):
         values = [side.rows(index) for side in sides]
-        for side, own in zip(sides, values, strict=True):
-            if not np.isfinite(own).all():
+        for side, rows_of in zip(sides, values, strict=True):
+            if not np.isfinite(rows_of).all():
                 raise SelectError(f"the features of {side.name} hold NaN or infinity")
         for (i, j), sums in moments.items():
             sums.add(values[i], values[j])
@@ -187,11 +187,11 @@ def _left_out(
         centre = near[t].mean
         truth = target.directions(queries) - centre
         predicted = [_predicted(target, centre, near[source].rows) for source in sources]
-        own = [(prediction * truth).sum(1, keepdims=True) for prediction in predicted]
+        true_scores = [(prediction * truth).sum(1, keepdims=True) for prediction in predicted]
         for index in blocks(len(target), sizes.block):
             gallery = target.directions(index) - centre
             others = queries[:, None] != index
-            for source, prediction, score in zip(sources, predicted, own, strict=True):
+            for source, prediction, score in zip(sources, predicted, true_scores, strict=True):
                 scores = prediction @ gallery.T
                 won = ((scores < score) & others).sum() + 0.5 * ((scores == score) & others).sum()
                 wins[(t, source - media) if t < media else (source, t - media)] += won
@@ -209,7 +209,7 @@ def _predicted(target: Side, centre: Floats, near: Rows) -> Floats:
     )
 
 
-def _refuse_constant(sides: Sequence[Side], own: Sequence[float]) -> None:
-    for side, hsic in zip(sides, own, strict=True):
+def _refuse_constant(sides: Sequence[Side], variances: Sequence[float]) -> None:
+    for side, hsic in zip(sides, variances, strict=True):
         if not hsic > 0:
             raise SelectError(f"{side.name} gives every item nearly the same vector: nothing can be aligned with it")

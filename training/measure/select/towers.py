@@ -36,7 +36,7 @@ class Tower:
     def encode(self, items: Sequence[Item], cache: Path, what: str) -> dict[str, tuple[Floats, ...]]:
         """Each candidate's features of `items`, memory-mapped, as arrays to be put side by side. Resumable."""
         pooled = cached_features(self.encoder, items, cache, what=f"{what} {', '.join(self.columns)}").pooled
-        return {name: tuple(pooled[:, own] for own in columns) for name, columns in self.columns.items()}
+        return {name: tuple(pooled[:, column] for column in columns) for name, columns in self.columns.items()}
 
 
 def read(
@@ -48,8 +48,8 @@ def read(
     for name, source in candidates.items():
         if isinstance(source, Network):
             alone = source.onnx or source.layers or source.concepts or source.beside
-            own = source.model_dump_json(exclude={"layer", "pooling", "licence", "labels"})
-            shared.setdefault(f"{own}{name if alone else ''}", {})[name] = source
+            identity = source.model_dump_json(exclude={"layer", "pooling", "licence", "labels"})
+            shared.setdefault(f"{identity}{name if alone else ''}", {})[name] = source
         else:
             located = source
             if not hasattr(source, "lsa"):

@@ -5,15 +5,14 @@ mean of its words' rows of diag(idf) V, up to the text's length.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
+from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
@@ -93,27 +92,19 @@ def _latent_semantics(where: str, dimensions: int, texts: Sequence[str]) -> tupl
     if len(texts) > _TEXTS:
         drawn = np.random.default_rng(0).choice(len(texts), _TEXTS, replace=False)
         texts = [texts[index] for index in np.sort(drawn)]
-    splitter = _tokenizer([])
-    counts = [Counter(_words(splitter, text)) for text in texts]
-    often = Counter(word for count in counts for word in count)
-    words = [word for word, number in sorted(often.items(), key=lambda item: (-item[1], item[0])) if number > 1]
-    column = {word: index for index, word in enumerate(words[:_WORDS])}
-    if min(len(column), len(texts)) <= dimensions:
-        raise SelectError(f"{where}: {len(texts)} texts of {len(column)} words allow no {dimensions} dimensions")
-    idf = np.array([np.log(len(texts) / often[word]) + 1 for word in column])
-    entries = [
-        (row, column[word], number * idf[column[word]])
-        for row, count in enumerate(counts)
-        for word, number in count.items()
-        if word in column
-    ]
-    rows, columns, values = (np.array(part) for part in zip(*entries, strict=True))
-    lengths = np.sqrt(np.bincount(rows, values**2, len(texts)))
-    matrix = csr_array((values / lengths[rows], (rows, columns)), shape=(len(texts), len(column)))
+    # Words as the tokenizer below parts them; those of one text alone say nothing.
+    weighting = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]+", min_df=2, max_features=_WORDS, smooth_idf=False)
+    try:
+        matrix = weighting.fit_transform(texts)
+        words = list(weighting.get_feature_names_out())
+    except ValueError:  # no word is in two texts
+        words = []
+    if min(len(words), len(texts)) <= dimensions:
+        raise SelectError(f"{where}: {len(texts)} texts of {len(words)} words allow no {dimensions} dimensions")
     # Seeded twice: ARPACK starts from v0, and draws again where it meets an invariant subspace.
     start = np.random.default_rng(0).normal(size=min(matrix.shape))
     _, _, axes = svds(matrix, k=dimensions, v0=start, rng=np.random.default_rng(0))
-    return list(column), np.ascontiguousarray((idf[:, None] * axes.T), np.float32)
+    return words, np.ascontiguousarray(weighting.idf_[:, None] * axes.T, np.float32)
 
 
 def _tokenizer(words: Sequence[str]) -> Tokenizer:
@@ -123,10 +114,6 @@ def _tokenizer(words: Sequence[str]) -> Tokenizer:
         tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer
-
-
-def _words(splitter: Tokenizer, text: str) -> list[str]:
-    return [word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(splitter.normalizer.normalize_str(text))]
 
 
 def _write(tokenizer: Tokenizer, cache: Path) -> Path:
