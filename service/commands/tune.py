@@ -199,7 +199,9 @@ def _shapes(bundle: Bundle, best: _Tried, usual: Budget) -> Iterator[tuple[Choic
     """Yield lanes × threads × batch of what was fastest."""
     cores = len(os.sched_getaffinity(0))
     limit = usual.limit
-    limits = [limit] if best.modality == "audio" else [limit // 4, limit // 2, limit, 2 * limit]
+    limits = {"audio": [limit], "image": [1, 2, 4, 8, 16]}.get(
+        best.modality, [limit // 4, limit // 2, limit, 2 * limit]
+    )
     for lanes in (lanes for lanes in range(1, min(cores, _MOST_LANES) + 1) if cores % lanes == 0):
         choice = replace(best.choice, lanes=lanes, threads=cores // lanes)
         tower = Tower(bundle, best.modality, "cpu", 1, choice=choice)

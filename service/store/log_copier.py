@@ -14,7 +14,7 @@ _WAIT_MS = 50
 """Milliseconds that they wait at most until no search reads the log. SQLite begins it anew by itself at a moment
 without readers, of which there may be none while searches overlap."""
 _LAST_WAIT_MS = 2_000
-"""The same where the log is about to be lost."""
+"""The same where the log is twice as long, since reads that overlap never leave so short a moment, and at the end."""
 _AGAIN_S = 10.0
 """Seconds until that is tried again where something, such as a backup, reads the log for longer."""
 _PAUSE_S = 1.0
@@ -53,8 +53,11 @@ class LogCopier:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._written.wait() and not self._closing.is_set():
-            self._written.clear()
+        while True:
+            self._written.wait()
+            self._written.clear()  # before the look at `_closing`, which is set before `_written`
+            if self._closing.is_set():
+                return
             with self._copying:
                 pages = self._copy("PASSIVE")
                 if self._files.log_bytes() > _LONGEST_LOG and time.monotonic() > self._again:
@@ -68,7 +71,8 @@ class LogCopier:
             if pages - before <= _FEW_PAGES:
                 break
         with self.writing:
-            self._copy("TRUNCATE", _WAIT_MS)
+            patient = self._files.log_bytes() > 2 * _LONGEST_LOG
+            self._copy("TRUNCATE", _LAST_WAIT_MS if patient else _WAIT_MS)
         if self._files.log_bytes() > _LONGEST_LOG:
             self._again = time.monotonic() + _AGAIN_S
 

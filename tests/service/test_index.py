@@ -206,16 +206,20 @@ def test_a_deletion_copies_what_it_touches_and_a_switch_hands_over_only_what_cam
     handed_over, carry_over = [], type(index._parts["text"]).carry_over
 
     def counted(part, kept, base, seen, now, stored):
-        handed_over.append((index._changing.locked(), now.count - seen.count))
-        return carry_over(part, kept, base, seen, now, stored)
+        handed_over.append((locked := index._changing.locked(), now.count - seen.count))
+        vectors = carry_over(part, kept, base, seen, now, stored)
+        if not locked:  # the last moment before writes have to wait
+            index.remove(np.array([10, count + 2]))
+            put(index, "text", [count + 300], unit(np.random.default_rng(2), 1, 2), replaced=[11])
+        return vectors
 
     monkeypatch.setattr(type(index._parts["text"]), "carry_over", counted)
     put(index, "text", list(range(count, count + 300)), unit(np.random.default_rng(1), 300, 2), replaced=[0, 9_000])
     kept = np.flatnonzero(after.alive)
     index.switch("text", after, None, [after.blocks[0][kept]], kept)
-    assert handed_over == [(False, 300), (True, 0)]  # writes wait while it is locked
-    gone = [0, 5, 7, 4_100, 9_000]
-    assert index.slots().tolist() == np.setdiff1d(np.arange(count + 300), gone).tolist()
+    assert handed_over == [(False, 300), (True, 1)]  # writes wait while it is locked
+    gone = [0, 5, 7, 10, 11, 4_100, 9_000, count + 2]
+    assert index.slots().tolist() == np.setdiff1d(np.arange(count + 301), gone).tolist()
 
 
 def test_what_an_array_gave_out_stays_as_it_was():

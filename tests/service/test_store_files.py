@@ -133,6 +133,8 @@ def test_writes_wait_for_a_backup_once_and_not_each(tmp_path, monkeypatch):
     monkeypatch.setattr(log_copier, "_LONGEST_LOG", 2**17)
     monkeypatch.setattr(log_copier, "_PAUSE_S", 0.001)
     monkeypatch.setattr(log_copier, "_WAIT_MS", 1)
+    monkeypatch.setattr(log_copier, "_LAST_WAIT_MS", 1)
+    monkeypatch.setattr(log_copier, "_AGAIN_S", 600.0)
     copies = []
 
     async def until(copied):

@@ -13,6 +13,7 @@ import pytest
 from service.commands import tune
 from service.contract.bundle import Bundle, read_bundle
 from service.engine import openvino, profile
+from service.engine.batcher import Budget
 from service.engine.handling import handling
 from service.engine.inputs import Text
 from service.engine.opening import open_engine
@@ -43,6 +44,12 @@ def texts(tmp_path: Path) -> Path:
 
 def chosen(bundle: Bundle, **towers: Choice) -> Path:
     return profile.write(bundle, Profile(profile.machine(bundle), towers, {}))
+
+
+def test_pictures_are_tried_in_calls_of_one_to_sixteen_each_once(bundle_dir: Path) -> None:
+    best = tune._Tried("image", Choice("onnxruntime", "fp32", 1, 1, 2))
+    shapes = [choice for choice, _ in tune._shapes(read_bundle(bundle_dir), best, Budget(2))]
+    assert len(set(shapes)) == len(shapes) and {choice.batch for choice in shapes} == {1, 2, 4, 8, 16}
 
 
 @needs_openvino
