@@ -413,8 +413,8 @@ def _kept(splits: Splits, keep: NDArray[np.bool_]) -> Splits:
 
 @row(66, "UniMed-CLIP", "labels as captions, equal ones no negatives: classes that were withheld are told apart")
 def withheld(lab: Lab) -> Outcome:
-    """Ten classes at a time are withheld and told apart among themselves, as a set of new classes is (zero-shot learning
-    without bias towards what was learned, arXiv 1605.04253); beside the same with the labels of others.
+    """Ten classes at a time are withheld and told apart among themselves, as a set of new classes is (zero-shot
+    learning without a bias to what was learned, arXiv 1605.04253); beside the same with the labels of others.
     """
     splits = lab.splits("esc50")
     right: list[NDArray[np.floating]] = []
@@ -438,7 +438,7 @@ def withheld(lab: Lab) -> Outcome:
                 among_all.append(_told_apart(lab, trained, splits["test"])[of_these])
     told_right, control = np.concatenate(right), np.concatenate(wrong)
     bounds = interval(told_right)
-    told = f"top-1 of ten withheld classes: {told_right.mean():.2f}, with shuffled labels {control.mean():.2f}, chance 10; "
+    told = f"top-1 of ten withheld classes: {told_right.mean():.2f}, chance 10; shuffled labels {control.mean():.2f}; "
     told += f"among all fifty, of which forty were learned: {np.concatenate(among_all).mean():.2f}"
     return Outcome(told, bounds, holds(bounds[0] > max(10.0, interval(control)[1])))
 
