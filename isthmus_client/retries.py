@@ -41,7 +41,7 @@ class Retries:
 def retry_after(response: httpx2.Response) -> float | None:
     """Return the seconds that the server asks to wait: Retry-After, a number or a date (RFC 9110, 10.2.3)."""
     header = response.headers.get("retry-after", "").strip()
-    if header.isdigit():
+    if header.isascii() and header.isdecimal():
         return float(header)
     try:
         until = parsedate_to_datetime(header)

@@ -24,7 +24,7 @@ from training.fit.ladder import train
 from training.heads.captions import caption_features, text_head
 from training.heads.concepts import named
 from training.heads.projector import Head
-from training.heads.trained import Trained, licences_of, load_projectors, save_projectors
+from training.heads.trained import Trained, licences_of, load_projectors, save_projectors, set_rise
 from training.measure.emergent import emergent_figures
 from training.measure.gap import Paired, gap_figures
 from training.measure.intervals import interval
@@ -162,6 +162,7 @@ def fit(recipe: Recipe, frozen: Encoders, data: Data, cache: Path, work: Path) -
 def refit(recipe: Recipe, frozen: Encoders, data: Data, trained: Trained, cache: Path, work: Path) -> Trained:
     """Choose and fit the correction of hubs anew, for heads that stay as they are; write into `work` as `fit` does."""
     captions = [caption_features(recipe, frozen["text"], cache)] if recipe.texts else []
+    set_rise(trained.heads, recipe.projector.rise)
     corrected = with_querybank(recipe, uncorrected(trained), data, named(recipe, frozen, cache), captions=captions)
     return _finished(recipe, data, corrected, work)
 

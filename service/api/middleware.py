@@ -110,8 +110,8 @@ class Context(OfRequests):
                     added["traceparent"] = tracing.traceparent(span)
                 if _draining(scope):
                     added["connection"] = "close"  # the next request is for another replica
-                client_id = message.get("headers", ())
-                message["headers"] = [*client_id, *((name.encode(), value.encode()) for name, value in added.items())]
+                sent = message.get("headers", ())
+                message["headers"] = [*sent, *((name.encode(), value.encode()) for name, value in added.items())]
             await send(message)
 
         try:

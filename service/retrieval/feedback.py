@@ -13,11 +13,12 @@ So whatever was judged, no query of the guard moves that is not like a judged on
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from time import monotonic
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +33,16 @@ from service.schemas.feedback import MOST_JUDGEMENTS, MOST_QUERIES
 from service.store import Item, Store
 from service.store.schema import now
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MOST_VERSIONS = 20
 """Largest number of versions of a collection: of more, the oldest that is not in use is deleted."""
 SAME = 0.63
 """Cosine similarity, where that of unrelated queries is 0, from which on a query of the guard is a judged query in
 other words. This and the constants of `fit` are chosen on ESC-50's folds 1 and 2 and on Caltech101's training
 photographs (docs/LOG.md)."""
+
 _REPEATED = 0.99
 """Cosine similarity from which on a query is one that was judged before."""
 _SAMPLE = 1_024
@@ -186,6 +191,16 @@ class Versions:
         raise NotFound(f"no version {number} of the feedback: GET /feedback lists those there are")
 
 
+def _to_the_end(change: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Let a change end whose client goes away: searches must see what the store has."""
+
+    @wraps(change)
+    async def shielded(*args: P.args, **options: P.kwargs) -> T:
+        return await asyncio.shield(change(*args, **options))
+
+    return shielded
+
+
 class Feedback:
     """Keeps the versions of each collection in the store: records like label sets, of names that no client can give."""
 
@@ -225,6 +240,7 @@ class Feedback:
             return Versions()
         return Versions(record["current"], record["last"], tuple(Version(**version) for version in record["versions"]))
 
+    @_to_the_end
     async def teach(self, collection: str, judgements: Sequence[Judgement]) -> tuple[Version, int]:
         """Make a version of the judgements and those of the current one, and use it. Return it, and how many of its
         queries cannot be told from those of the guard, so that nothing was learned from them.
@@ -264,6 +280,7 @@ class Feedback:
         learned = head.weights(judged.queries)[np.arange(version.queries), np.arange(version.queries)] > 0
         return version, int(np.count_nonzero(~learned))
 
+    @_to_the_end
     async def use(self, collection: str, number: int | None) -> Versions:
         """Let searches use a version, or none. Raises NotFound."""
         async with self._changing:
@@ -276,6 +293,7 @@ class Feedback:
                 await self._write(collection, versions)
         return versions
 
+    @_to_the_end
     async def delete(self, collection: str, number: int | None = None) -> None:
         """Delete a version, or all; searches that used it use none. Raises NotFound where that version is not there."""
         async with self._changing:

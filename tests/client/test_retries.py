@@ -107,13 +107,13 @@ def test_not_ready_is_an_answer_of_readyz() -> None:
 
 def test_retry_after_may_be_a_date_or_nonsense() -> None:
     def parsed(value: str) -> float | None:
-        return retry_after(httpx2.Response(429, headers={"retry-after": value}))
+        return retry_after(httpx2.Response(429, headers={"retry-after": value.encode("latin-1")}))
 
     soon = parsed(email.utils.formatdate(time.time() + 100, usegmt=True))
     assert soon is not None and 90 < soon <= 100
     assert parsed(email.utils.formatdate(time.time() - 100, usegmt=True)) == 0
     assert parsed("12") == 12
-    assert parsed("soon") is None
+    assert parsed("soon") is None and parsed("²") is None
     assert retry_after(httpx2.Response(429)) is None
 
 

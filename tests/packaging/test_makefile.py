@@ -122,7 +122,7 @@ def test_torch_is_asked_for_by_exactly_its_version_and_only_for_training() -> No
     [
         ("service", ("cpu", "heif", "mcp", "milvus", "openvino", "otel", "parquet", "video")),
         ("training", ("cpu", "parquet", "ray", "train")),
-        ("examples", ("demo",)),
+        ("examples", ("demo", "train")),
         ("isthmus_client", ()),
     ],
 )

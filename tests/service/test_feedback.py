@@ -138,6 +138,29 @@ def test_the_record_is_read_again_where_others_may_write_it(open_store, tmp_path
     in_store(open_store, tmp_path, use)
 
 
+def test_a_change_whose_client_goes_away_is_seen_by_searches(tmp_path):
+    async def use(store):
+        await store.upsert([Entry("c", "a", "image", {}, vector_of("a"))])
+        lessons = Feedback(FakeEmbedder(), store)
+        await lessons.teach("c", [Judgement(vector_of("q"), ["a"], [])])
+        assert (await lessons.head("c"))[0] == 1
+        with store._writer.committing:  # a commit that takes until the client is gone
+            change = asyncio.create_task(lessons.use("c", None))
+            while not lessons._changing.locked():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            for _ in range(100):
+                await asyncio.sleep(0.001)
+            change.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await change
+        async with lessons._changing:
+            pass
+        assert (await lessons.versions("c")).current is None
+        assert await lessons.head("c") is None
+
+    in_store(sqlite, tmp_path, use)
+
+
 def test_a_store_of_another_space_is_not_taught(tmp_path):
     async def use(store):
         await store.upsert([Entry("c", "a", "image", {}, vector_of("a"))])

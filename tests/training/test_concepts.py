@@ -17,7 +17,7 @@ from training.features import cached_features, preparer
 from training.fit.ladder import train
 from training.heads.concepts import name_vectors, named, soft_caption_loss
 from training.heads.projector import ConceptBranch
-from training.heads.trained import Trained, load_projectors
+from training.heads.trained import Trained, load_projectors, save_projectors, set_rise
 from training.measure.validation import Data, project, validate
 from training.pairs import PairError, read_pairs
 from training.preprocessors import EncoderError
@@ -114,7 +114,7 @@ def test_the_branch_is_longer_where_the_classifier_is_sure() -> None:
 
 
 def test_validation_says_how_much_of_what_the_classifier_is_sure_of_its_bare_name_finds(
-    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
+    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, cache = make_recipe(**tiny.concept_values(concept_root)), tmp_path / "cache"
     frozen, _, data = pipeline.prepare(recipe, cache)
@@ -130,6 +130,25 @@ def test_validation_says_how_much_of_what_the_classifier_is_sure_of_its_bare_nam
     assert "audio_names" not in figures, "no sound is held out"
     assert "image_names" in trained.history[-1]
     assert "image_names" not in validate(recipe, trained.heads, data)
+    monkeypatch.setattr("training.measure.validation._SURE", 2.0)
+    assert "image_names" not in validate(recipe, trained.heads, data, names), "it is sure of nothing"
+
+
+def test_heads_keep_the_rise_that_they_were_measured_with(
+    concept_root: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    values = tiny.concept_values(concept_root)
+    recipe = make_recipe(**values)
+    _, data, trained = fitted(recipe, tmp_path)
+    held, path = data["pictures"]["validation"].media, tmp_path / "projectors.safetensors"
+    changed = recipe.model_copy(update={"projector": recipe.projector.model_copy(update={"rise": 0.5})})
+    expected = project(trained.heads["image"], held)
+    save_projectors(path, trained)
+    np.testing.assert_allclose(project(load_projectors(path, changed).heads["image"], held), expected, atol=1e-6)
+    set_rise(trained.heads, 0.5)
+    assert np.abs(project(trained.heads["image"], held) - expected).max() > 1e-3
+    save_projectors(path, trained)
+    assert load_projectors(path, recipe).heads["image"].branch.rise == 0.5  # type: ignore[union-attr]
 
 
 def test_soft_captions_are_cross_entropy_against_normalised_scores() -> None:

@@ -14,6 +14,7 @@ from service.settings import Settings
 from tests.conftest import serving
 from tests.training import spaces, tiny
 from training.encoders import weights_sha256
+from training.errors import TrainingError
 from training.heads.bundled import BundledError, text_head
 from training.heads.projector import Head
 from training.heads.trained import Trained, save_projectors
@@ -152,7 +153,7 @@ def test_what_does_not_fit_is_said(
 
 
 def test_a_damaged_or_foreign_projector_is_refused(picture_space: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BundledError, match="cannot be read"):
+    with pytest.raises(TrainingError, match="cannot be read"):
         text_head(Bundle(tmp_path, picture_space.manifest))
     described = picture_space.manifest.towers["text"].projector
     other = _with_projector(picture_space, described.model_copy(update={"weights_sha256": "0" * 64}))

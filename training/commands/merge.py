@@ -115,6 +115,9 @@ def _check(first: Path, ours: File, second: Path, theirs: File) -> None:
             f"{first} and {second} are not of one kind: {different} is {shapes.get(different, 'absent')} "
             f"and {others.get(different, 'absent')}"
         )
+    rises = [float(file[1].get("rise", "0")) for file in (ours, theirs)]
+    if rises[0] != rises[1]:
+        raise MergeError(f"{first} and {second} were trained with projector.rise {rises[0]:g} and {rises[1]:g}")
     if "text.reserve.reach" in ours[0]:
         raise MergeError("heads with a query bank cannot be merged, for banks cannot: set projector.querybank to 0")
     inits = [file[1].get("init", "") for file in (ours, theirs)]

@@ -75,6 +75,7 @@ def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
         ),
         "init": trained.init,
         "licences": licences_json(trained.licences),
+        "rise": repr(rise_of(trained.heads)),
     }
     kept = {key: value.half() if half and _large(value) else value for key, value in tensors.items()}
     save_file(kept, path, metadata)
@@ -117,12 +118,24 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
         heads[modality] = head.eval().requires_grad_(False)
     if not heads:
         raise ValueError(f"{path} holds no projectors")
+    set_rise(heads, float(metadata.get("rise", "0")))  # what they were measured with, whatever the recipe has now
     ladder, init = json.loads(metadata.get("ladder", "{}")), metadata.get("init", "")
     learned = json.loads(metadata.get("abstention", "{}"))
     detectors = {modality: Detector.model_validate(detector) for modality, detector in learned.items()}
     licences = tuple(map(Licence.model_validate, json.loads(metadata.get("licences", "[]"))))
     means = json.loads(metadata["means"])
     return Trained(heads, float(metadata["temperature"]), means, [], ladder, init, detectors, licences)
+
+
+def rise_of(heads: Mapping[Modality, Head]) -> float:
+    """Returns how much longer the image head's branch of concepts is where the classifier is sure; 0 without one."""
+    branch = heads["image"].branch if "image" in heads else None
+    return branch.rise if branch is not None else 0.0
+
+
+def set_rise(heads: Mapping[Modality, Head], rise: float) -> None:
+    if "image" in heads and heads["image"].branch is not None:
+        heads["image"].branch.rise = rise
 
 
 def licences_json(licences: Iterable[Licence]) -> str:

@@ -92,6 +92,8 @@ def _agreement(heads: Heads, names: Named, data: Data) -> float | None:
         seen.update(pairs.media)
         scores = torch.from_numpy(np.asarray(media.pooled[:, -names.count :], np.float32))
         sure = np.flatnonzero(branch.certainty(scores).numpy() >= _SURE)  # type: ignore[union-attr]
+        if not len(sure):
+            continue
         nearest = (project(heads["image"], media, sure) @ bare.T).argmax(1)
         right.extend(nearest == scores.argmax(1).numpy()[sure])
     return float(np.mean(right) * 100) if right else None
