@@ -50,7 +50,8 @@ _MET_LEAST = 0.05
 """Share below which it misses too many, however many it keeps in sight."""
 _NPROBE_SHARE, _NPROBE_LEAST = 1 / 96, 32
 """Of the lists, that a search looks into unless it says otherwise; of few lists, eight miss 7 % of the ten nearest of
-100,000 vectors, and 32 1.4 %; of two million vectors in 1,833 lists, 32 find 1.3 % fewer than 96 (docs/LOG.md)."""
+100,000 vectors, and 32 1.4 %. Of ten million vectors a ninety-sixth misses 4.1 % with 100 candidates, where a
+sixty-fourth with 160 missed 2.0 % and took twice as long (docs/LOG.md)."""
 _PER_CENTROID = 40
 _MOST_LISTS = 4_096
 """Lists beyond which finding a vector's list costs more than shorter lists save."""
