@@ -47,7 +47,7 @@ def run(
     settings = read_settings(bundle=bundle)
     if not dry_run:
         return carry(store, new, settings, Originals(media, media_key, largest_file(settings)), as_json)
-    outcome = survey(store, Originals(media, media_key, largest_file(settings)))
+    outcome = survey(store, Originals(media, media_key, largest_file(settings), settings.read_bundle()))
     if as_json:
         print(json.dumps(_as_json(outcome, store)))
         return 0

@@ -123,10 +123,6 @@ def moving_pictures(source: Any) -> list[Any]:
 
 
 def is_footage(data: bytes) -> bool:
-    """Return whether a container holds moving pictures; True where that cannot be found out: reading it says why."""
-    container = container_of(data)
-    try:
-        with reading(data, container or "") as source:
-            return bool(moving_pictures(source) or not source.streams.audio)
-    except InputError:
-        return True
+    """Return whether a container holds moving pictures. Raises InputError where that cannot be found out."""
+    with reading(data, container_of(data) or "") as source:
+        return bool(moving_pictures(source) or not source.streams.audio)

@@ -92,6 +92,8 @@ class Video:
     data: bytes
     opened: bool = False
     """Whether the container was opened and found to hold more than a sound."""
+    modality: Modality = "video"
+    """Tower that its sender named for it: only a sound can be another than `video`."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def read(
 def sent_to(part: Part, modality: Modality) -> Part:
     """Return an input for the tower of a modality."""
     match part:
-        case Text():
+        case Text() | Video():
             return replace(part, modality=modality)
         case Media() | Url():
             return replace(part, modality=modality, front_end=None if modality == part.kind else part.kind)
@@ -243,11 +245,22 @@ def of_file(data: bytes) -> Media | Video:
     raise UnsupportedMedia(UNKNOWN)
 
 
-def opened(video: Video) -> Media | Video:
-    """Return a container without moving pictures as a sound. It opens the file: call it in a thread."""
-    if container_of(video.data) is not None and not is_footage(video.data):
-        return Media("audio", video.data)
-    return Video(video.data, opened=True)
+def opened(video: Video) -> Part:
+    """Return a container without moving pictures as a sound, for the tower that was named; with them it is a video.
+
+    It opens the file: call it in a thread.
+    """
+    modality = video.modality
+    try:
+        if container_of(video.data) is not None and not is_footage(video.data):
+            sound = Media("audio", video.data)
+            return sound if modality == "video" else sent_to(sound, modality)
+        if modality != "video":
+            raise UnsupportedMedia(f"the file is a video, which the modality {modality} does not take")
+    except InputError as error:
+        if modality != "video":
+            return Unreadable(error.without_frames())
+    return replace(video, opened=True)  # where it cannot be opened, reading it says why
 
 
 def in_role(inputs: Iterable[Input], role: Role) -> list[Input]:
@@ -277,9 +290,9 @@ def by_input(inputs: Sequence[Input], values: Iterable[T]) -> Iterator[tuple[Inp
 
 def sniff(data: bytes) -> str:
     """Return the kind of a file by its content. Opens containers, so call it in a thread. Raises as `of_file` does."""
-    media = of_file(data)
+    media: Part = of_file(data)
     media = opened(media) if isinstance(media, Video) else media
-    return "video" if isinstance(media, Video) else media.modality
+    return media.modality if isinstance(media, Media) else "video"
 
 
 def uri_kind(text: str) -> Literal["image", "audio", "video", "file"] | None:
@@ -380,7 +393,8 @@ def weighted_sum(vectors: Sequence[Vectors], weights: Sequence[float]) -> Vector
 def fused(input: Fused, part_results: Sequence[Embedded | InputError]) -> Embedded | InputError:
     """Return the one result of a fused input from those of its parts, or the error of the first that has one.
 
-    It counts as an input of the kind of its first part that is no text: a picture with a caption is an image.
+    It counts as an input of the kind of its first part that is no text: a picture with a caption is an image, whichever
+    tower the caption is for.
     """
     results = [result for result in part_results if isinstance(result, Embedded)]
     if len(results) < len(part_results):
@@ -389,7 +403,8 @@ def fused(input: Fused, part_results: Sequence[Embedded | InputError]) -> Embedd
         vector = weighted_sum([result.vector for result in results], [weight for _, weight in input.parts])
     except InputError as error:
         return error.without_frames()
-    first = next((result for result in results if result.modality != "text"), results[0])
+    parts = zip(parts_of(input), results, strict=True)
+    first = next((result for part, result in parts if not isinstance(part, Text | TokenIds)), results[0])
     return Embedded(
         vector,
         first.modality,

@@ -22,11 +22,11 @@ from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
-from service.contract.bundle import Bundle
+from service.contract.bundle import MODALITIES, Bundle, front_end_of
 from service.contract.errors import InputError
 from service.engine.cache import MemoryCache
 from service.engine.caller import BACKGROUND
-from service.engine.inputs import Part, Text, read, sent_to, sniff
+from service.engine.inputs import Text, read, sent_to, sniff
 from service.engine.opening import open_engine
 from service.errors import InputFailed, InvalidRequest, IsthmusError
 from service.retrieval.classify import Classifier, stored_labels
@@ -117,15 +117,10 @@ class Found:
 
     @property
     def new(self) -> NewItem:
+        """Return the item with an input for the tower that made its vector."""
         item = self.item
-        content = Text(item.text or "") if self.source == "text" else self._media
-        return NewItem(item.id, content, item.metadata, item.collection)
-
-    @property
-    def _media(self) -> Part:
-        """Return the file for the tower that made the item's vector; a video finds its towers itself."""
-        part, modality = read("file", self.data), self.item.modality
-        return part if modality == "video" else sent_to(part, modality)
+        part = Text(item.text or "") if self.source == "text" else read("file", self.data)
+        return NewItem(item.id, sent_to(part, item.modality), item.metadata, item.collection)
 
 
 @dataclass(frozen=True)
@@ -137,6 +132,8 @@ class Originals:
     """The metadata key that holds a path inside the folder."""
     most_bytes: int = 100_000_000
     """Largest file that is read, in bytes."""
+    bundle: Bundle | None = None
+    """The bundle that is to serve the store: it says how what is of a further modality is read."""
 
     def __post_init__(self) -> None:
         if self.folder is not None and not self.folder.is_dir():
@@ -144,20 +141,30 @@ class Originals:
 
     def of(self, item: OldItem) -> Found | str:
         """Return what the item can be embedded from, or why it cannot be. Reads the file."""
-        if item.modality == "text":
-            return "text: its text was not stored" if item.text is None else Found(item, "text")
         if item.modality == "vector":
             return "vector: it was given as a vector"
+        kind = self._kind_of(item.modality)
+        if kind is None:
+            return f"{item.modality}: the bundle has no tower of this modality"
+        if kind == "text":
+            return f"{item.modality}: its text was not stored" if item.text is None else Found(item, "text")
         if item.text is not None:
             return f"{item.modality}: its vector is that of several parts, which are not kept"
-        data = self._file_of(item)
+        data = self._file_of(item, kind)
         if isinstance(data, bytes):
             return Found(item, "file", data)
-        if item.preview is not None and item.preview.media_type.startswith(f"{item.modality}/"):
+        if item.preview is not None and item.preview.media_type.startswith(f"{kind}/"):
             return Found(item, "preview", item.preview.data)
         return f"{item.modality}: {data}, and no preview of it is kept"
 
-    def _file_of(self, item: OldItem) -> bytes | str:
+    def _kind_of(self, modality: str) -> str | None:
+        """Return what the inputs of a modality are: text, image, audio, array or video; None where no tower says so."""
+        if modality == "video" or modality in MODALITIES:
+            return modality
+        tower = None if self.bundle is None else self.bundle.manifest.towers.get(modality)
+        return None if tower is None else front_end_of(tower.preprocessing)
+
+    def _file_of(self, item: OldItem, kind: str) -> bytes | str:
         from isthmus_client import folder as files  # which no server has to load
 
         if self.folder is None:
@@ -174,8 +181,7 @@ class Originals:
             if not files.unchanged(path, item.metadata):
                 return f"its file in {self.folder} was changed since"
             data = path.read_bytes()
-            kinds = (item.modality,) if item.modality in ("image", "audio", "video") else ("image", "audio", "array")
-            return data if sniff(data) in kinds else "its file is of another kind"
+            return data if sniff(data) == kind else "its file is of another kind"
         except InputError:
             return "its file is of another kind"
         except (OSError, ValueError):  # ValueError: a name that no file can have
@@ -255,7 +261,7 @@ class Filling:
         self, old: OldStore, new: Path, bundle: Bundle, settings: Settings, originals: Originals, *, alone: bool
     ) -> None:
         self.old, self.new, self.bundle, self.settings = old, new, bundle, settings
-        self.originals, self._alone = originals, alone
+        self.originals, self._alone = replace(originals, bundle=bundle), alone
         self.outcome = Outcome()
 
     async def run(self) -> Outcome:

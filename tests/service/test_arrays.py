@@ -1,4 +1,4 @@
-"""Modalities that a bundle adds: arrays, and a second tower of images and of texts, at every entrance."""
+"""Modalities that a bundle adds: arrays, and a second tower of images, texts and sounds, at every entrance."""
 
 import base64
 import io
@@ -18,18 +18,20 @@ from PIL import Image
 
 from isthmus_client import Isthmus, NewItem, array
 from isthmus_client.folder import FolderIndex, list_folder
+from service.__main__ import main
 from service.contract.arrays import ArrayPreprocessing
 from service.contract.bundle import Manifest
 from service.contract.errors import InputError
 from service.settings import Settings
 from tests import tiny_bundle
 from tests.conftest import serving
+from tests.service.films import colours, film
 from tests.service.jobs.archives import tar
 from tests.service.jobs.processes import LINES, ended
 from tests.service.media import b64
 
 POINTS = ArrayPreprocessing(shape=(3,), rows=8, most_rows=64)
-FURTHER = {"points": POINTS, "depth": tiny_bundle.IMAGE, "code": tiny_bundle.TEXT}
+FURTHER = {"points": POINTS, "depth": tiny_bundle.IMAGE, "code": tiny_bundle.TEXT, "speech": tiny_bundle.AUDIO}
 
 
 def saved(value: Any, **options: Any) -> bytes:
@@ -173,6 +175,73 @@ def test_what_no_tower_takes_is_said(client: httpx.Client, route: str, body: Any
     embedded(client, "red", {"array": b64(cloud("red"))})  # what another tower made of the same bytes is not the answer
     answer = client.post(route, json=body)
     assert answer.status_code == status and words in json.dumps(answer.json()), answer.text
+
+
+SOUND = film([], sound=tiny_bundle.tone())
+CONTAINERS = {"sound": SOUND, "film": colours("red"), "cut": SOUND[:64]}
+
+
+@pytest.mark.parametrize(
+    ("named", "file", "words"),
+    [
+        ("speech", "sound", None),
+        ("audio", "sound", None),
+        ("video", "film", None),
+        ("text", "sound", "are sent as: text"),
+        ("points", "sound", "are sent as: array"),
+        ("smell", "sound", "no smell tower"),
+        ("speech", "cut", "truncated or corrupt"),
+        *(
+            (each, "film", f"a video, which the modality {each} does")
+            for each in ("speech", "points", "image", "smell")
+        ),
+    ],
+)
+def test_a_container_goes_to_the_tower_that_a_form_names(
+    client: httpx.Client, named: str, file: str, words: str | None
+) -> None:
+    told = {"request": json.dumps({"items": [{"id": "contained", "modality": named}], "on_error": "null"})}
+    [answer] = client.post("/items", data=told, files={"file": ("a", CONTAINERS[file])}).json()["items"]
+    if words is None:
+        assert answer["modality"] == named and client.delete("/items/contained").is_success
+    else:
+        assert words in answer["error"]["detail"], answer
+        assert client.get("/items/contained").status_code == 404
+
+
+def test_items_of_further_modalities_stay_theirs_when_embedded_again(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items: list[dict[str, Any]] = [
+        {"id": "speech", "modality": "speech", "audio": b64(SOUND)},
+        {"id": "points", "modality": "points", "array": b64(cloud("red"))},
+        {"id": "depth", "modality": "depth", "image": b64(png("red"))},
+        {"id": "code", "modality": "code", "text": "red"},
+        {"id": "caption", "compose": [{"modality": "code", "text": "red"}, {"image": b64(png("red"))}]},
+        {"id": "kind", "modality": "points", "array": b64(cloud("blue"))},
+    ]
+    (tmp_path / "media").mkdir()
+    for name, data in {"speech": SOUND, "points": cloud("red"), "kind": png("red")}.items():
+        (tmp_path / "media" / name).write_bytes(data)
+    store = tmp_path / "store"
+    with serving(settings.model_copy(update={"store": store})) as client:
+        written = client.post("/items", json={"items": items}).json()["items"]
+        assert written[4]["modality"] == "image", "the first part that is no text"
+    other = tiny_bundle.build(tmp_path / "other", seed=1, further=FURTHER)
+    arguments = ["reembed", str(store), "--bundle", str(other.path), "--media", str(tmp_path / "media")]
+    for more in (["--dry-run"], []):
+        assert main([*arguments, *more]) == 0
+        said = capsys.readouterr().out
+        assert "1 from texts, 2 from files, 1 from previews" in said, said
+        assert "image: its vector is that of several parts" in said and "points: its file is of another kind" in said
+    with serving(settings.model_copy(update={"bundle": other.path, "store": store})) as client:
+        kept = {item["id"]: item["modality"] for item in client.get("/items").json()["items"]}
+        assert kept == {name: name for name in ("speech", "points", "depth", "code")}
+        found = client.post("/search", json={"query": "red", "modalities": ["points", "depth", "code"]}).json()
+        assert min(hit["score"] for hit in found["results"]) > 0.9
+    plain = tiny_bundle.build(tmp_path / "plain", seed=2)
+    assert main(["reembed", str(store), "--bundle", str(plain.path), "--dry-run"]) == 0
+    assert "code: the bundle has no tower of this modality" in capsys.readouterr().out
 
 
 def test_without_a_tower_for_arrays_or_with_two_the_modality_is_asked_for(
