@@ -192,8 +192,10 @@ class Histograms(nn.Module):
             self.register_buffer(name, torch.linspace(low, high, bins))
 
     def forward(self, array: Tensor) -> Tensor:
-        centred = array - (array.amax(1, keepdim=True) + array.amin(1, keepdim=True)) / 2
-        points = centred / centred.norm(dim=-1).amax(1)[:, None, None]
+        centred = array - (array.amax(1, keepdim=True) / 2 + array.amin(1, keepdim=True) / 2)
+        # A cloud of one point has no spread, and a norm of large numbers is none that float32 holds.
+        scaled = centred / centred.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)
+        points = scaled / scaled.norm(dim=-1).amax(1)[:, None, None].clamp(min=1)
         pairs = torch.cat([points - torch.roll(points, shift, 1) for shift in (7, 31, 101, 211)], 1)
         of_height = self._soft(points[..., 2], self.height)
         of_radius = self._soft(points[..., :2].norm(dim=-1), self.radius)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
@@ -38,7 +38,6 @@ from training.preprocessors import (
     audio_preprocessing,
     dense_layer,
     image_preprocessing,
-    read_json,
     said,
     sentence_modules,
     text_preprocessing,
@@ -652,31 +651,46 @@ def _stated(source: EncoderSource, modality: Modality, values: dict[str, Any]) -
     return _changed(source, stated)
 
 
+class _Described(BaseModel):
+    """What an encoder.json says."""
+
+    name: str = Field(min_length=1)
+    modality: str
+    features: int = Field(gt=0, strict=True)
+    preprocessing: dict[str, Any]
+    licence: str | None = None
+    labels: tuple[str, ...] = ()
+
+
 def _from_onnx(folder: Path, modality: Modality, source: EncoderSource) -> FrozenEncoder:
-    described, graph = read_json(folder, "encoder.json"), folder / "encoder.onnx"
-    if not described or not graph.is_file():
+    card, graph = folder / "encoder.json", folder / "encoder.onnx"
+    if not card.is_file() or not graph.is_file():
         raise EncoderError(f"{folder} needs encoder.onnx and encoder.json")
-    if described["modality"] != modality:
-        raise EncoderError(f"{folder} is an {described['modality']} encoder, not {modality}")
-    spec = _stated(source, modality, described["preprocessing"])
+    try:
+        described = _Described.model_validate_json(card.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise EncoderError(": ".join([str(card), *map(str, first["loc"]), first["msg"]])) from None
+    if described.modality != modality:
+        raise EncoderError(f"{folder} is an {described.modality} encoder, not {modality}")
+    spec = _stated(source, modality, described.preprocessing)
     if isinstance(spec, ArrayPreprocessing):
         opened = session(graph)
         names = [value.name for value in (*opened.get_inputs(), *opened.get_outputs())]
         if names != [*spec.inputs, "features"]:
             raise EncoderError(f"{graph} has the input and output {names}: they must be called array and features")
-    labels = tuple(described.get("labels", ()))
-    if source.concepts and not labels:
+    if source.concepts and not described.labels:
         raise EncoderError(f"encoders.{modality}: {folder} has no labels in its encoder.json: no concepts")
     return FrozenEncoder(
         modality=modality,
-        source=described["name"],
-        width=described["features"],
+        source=described.name,
+        width=described.features,
         weights_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
         preprocessing=spec,
-        licence=source.licence or described.get("licence"),
+        licence=source.licence or described.licence,
         onnx=graph,
         tokenizer=folder / "tokenizer.json" if modality == "text" else None,
-        concepts=labels if source.concepts else (),
+        concepts=described.labels if source.concepts else (),
     )
 
 

@@ -6,6 +6,7 @@ is allocated that the manifest does not allow.
 
 import io
 import math
+import re
 from typing import Annotated, Final, Literal, Self
 
 import numpy as np
@@ -20,7 +21,11 @@ NPY: Final = b"\x93NUMPY"
 _TYPES: Final = ("<f2", "<f4", "<f8")
 _LONGEST_HEADER = 1_024
 """Characters of a header that are parsed: NumPy's own have 128 or fewer."""
-_MOST_NUMBERS = 16_000_000
+_VERSIONS = ((1, 0), (2, 0), (3, 0))
+_PYTHON_2 = re.compile(rb"(?<=\d)L(?=[,)])")
+"""What Python 2 wrote behind the sizes of a shape, of which NumPy warns."""
+_MOST_NUMBERS, _MOST_PREPARED = 16_000_000, 1_000_000
+"""Numbers of a file, and of what is made of it: a file of one row is repeated to as many rows as the encoder takes."""
 _Size = Annotated[int, Field(gt=0, le=_MOST_NUMBERS)]
 
 
@@ -50,6 +55,8 @@ class ArrayPreprocessing(BaseModel):
             raise ValueError("most_rows is smaller than rows")
         if math.prod(self.shape) * self.row_limit > _MOST_NUMBERS:
             raise ValueError(f"an array may hold at most {_MOST_NUMBERS:,} numbers")
+        if self.size > _MOST_PREPARED:
+            raise ValueError(f"an encoder may take at most {_MOST_PREPARED:,} numbers of an array, not {self.size:,}")
         if any(len(numbers) not in (1, self.shape[-1]) for numbers in (self.mean, self.std)):
             raise ValueError(f"mean and std have 1 number each, or {self.shape[-1]} as the last axis has")
         return self
@@ -69,6 +76,11 @@ class ArrayPreprocessing(BaseModel):
         """Return the shape of what `read` gives."""
         return self.shape if self.rows is None else (self.rows, *self.shape)
 
+    @property
+    def size(self) -> int:
+        """Return how many numbers `read` gives."""
+        return math.prod(self.prepared_shape)
+
     def read(self, data: bytes) -> NDArray[np.float32]:
         """Return a `.npy` file as float32 of `prepared_shape`. Raises BadMedia, UnsupportedMedia, MediaTooLarge."""
         return self.prepare(self._parsed(data))
@@ -79,8 +91,11 @@ class ArrayPreprocessing(BaseModel):
             count = len(array)
             places = np.arange(self.rows)
             array = array[places * count // self.rows if count > self.rows else places % count]
-        with np.errstate(over="ignore", invalid="ignore"):
-            prepared: NDArray[np.float32] = ((array - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            chosen = array.astype(np.result_type(array, np.float32), order="C")
+            chosen -= np.array(self.mean, chosen.dtype)
+            chosen /= np.array(self.std, chosen.dtype)
+            prepared: NDArray[np.float32] = chosen.astype(np.float32, copy=False)
         if not np.isfinite(prepared).all():
             raise BadMedia("the array holds a number that is not finite, or too large for float32")
         return prepared
@@ -88,7 +103,10 @@ class ArrayPreprocessing(BaseModel):
     def _parsed(self, data: bytes) -> NDArray[np.floating]:
         if not data.startswith(NPY):
             raise UnsupportedMedia("the data is no .npy file: send an array as NumPy's `save` writes it")
-        stream = io.BytesIO(data)
+        start = data[: 2 * _LONGEST_HEADER]
+        stream = io.BytesIO(_PYTHON_2.sub(b" ", start))
+        if len(start) > 7 and (version := tuple(start[6:8])) not in _VERSIONS:
+            raise UnsupportedMedia(f"the .npy file is of version {version[0]}.{version[1]}: 1.0, 2.0 and 3.0 are read")
         try:
             version = npy.read_magic(stream)
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -112,9 +130,12 @@ class ArrayPreprocessing(BaseModel):
     def _check(self, shape: tuple[int, ...]) -> None:
         expected = self.shape if self.rows is None else ("n", *self.shape)
         if len(shape) != len(expected) or shape[len(shape) - len(self.shape) :] != self.shape:
-            told = ", ".join(map(str, expected))
-            raise BadMedia(f"the array has the shape ({', '.join(map(str, shape[:8]))}), not ({told})")
+            told, given = (", ".join(map(str, sizes)) for sizes in (expected, shape[:8]))
+            raise BadMedia(f"the array has the shape ({given:.64}), not ({told})")
+        if any(type(size) is not int or size < 0 for size in shape):  # True is 1 to Python, and no size to NumPy
+            raise BadMedia("the header of the .npy file states a size that is no whole number from 0 on")
         if self.rows is not None and shape[0] < 1:
             raise BadMedia("the array has no rows")
         if self.rows is not None and shape[0] > self.row_limit:
-            raise MediaTooLarge(f"the array has {shape[0]:,} rows, more than the {self.row_limit:,} of this model")
+            rows = f"{shape[0]:,}"[:64]
+            raise MediaTooLarge(f"the array has {rows} rows, more than the {self.row_limit:,} of this model")

@@ -18,7 +18,7 @@ MISSING = (
 UNKNOWN = (
     "neither an image, a sound nor a video in a format that is read here: images are JPEG, PNG, WEBP, GIF, BMP, TIFF, "
     "AVIF or HEIC; sounds WAV, FLAC, OGG, MP3, AIFF, CAF, AU, AAC, AMR, M4A or WEBM; videos MP4, MOV, MKV, WEBM, AVI, "
-    "MPEG-TS or FLV"
+    "MPEG-TS or FLV; an array, where the model takes some, is a .npy file"
 )
 NO_CODEC = "the codec of the video or sound is not one that is read here"
 CORRUPT = "the video or sound is truncated or corrupt"

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.errors import InputError
 from service.errors import InferenceFailed, NotReady, ServiceError
 from service.runtime import tracing
 from service.runtime.metrics import TowerMetrics
@@ -82,7 +83,7 @@ class Prepared:
     value: Any
     """The prepared input: pixels (3, H, W), Sound, or Tokens."""
     size: int
-    """Cost in the unit of the modality's budget: 1 image, milliseconds of sound, or tokens."""
+    """Cost in the unit of the modality's budget: 1 image, milliseconds of sound, tokens, or numbers of an array."""
     tokens: int = 0
     truncated: bool = False
     unknown: float = 0.0
@@ -99,7 +100,8 @@ class Batcher:
     """Joins a queue and a model, on one event loop; each of the model's lanes has a thread, and collation has another.
 
     `collate` makes a call's arrays from inputs' values; `run` makes (B, dimensions) from those. Either may raise: the
-    inputs are then run one by one, and only those that fail again are answered with InferenceFailed. A task or a thread
+    inputs are then run one by one, and only those that fail again are answered with InferenceFailed, or with an
+    InputError that says `refusal`, where that is given and a vector is not finite or zero. A task or a thread
     of its own that dies is started again; what it had in hand is tried once more.
     """
 
@@ -113,8 +115,9 @@ class Batcher:
         budget: Budget,
         observer: TowerMetrics,
         lanes: int = 1,
+        refusal: str | None = None,
     ) -> None:
-        self.name = name
+        self.name, self._refusal = name, refusal
         self._collate, self._run_model = collate, run
         self._dimensions, self._budget = dimensions, budget
         self._observer = observer
@@ -320,7 +323,8 @@ class Batcher:
         """Run the inputs of a failed call one by one."""
         tried = len(waiters) == 1 and not isinstance(failure, WorkerDied)
         waiters = [waiter for waiter in waiters if not waiter.result.done()]
-        log.warning("a batch of %d failed in the %s tower", len(waiters), self.name, exc_info=failure)
+        if not isinstance(failure, InputError):
+            log.warning("a batch of %d failed in the %s tower", len(waiters), self.name, exc_info=failure)
         if isinstance(failure, ServiceError):  # no single input is at fault: what the tower asks does not answer
             self._observer.failed(len(waiters))
             for waiter in waiters:
@@ -334,7 +338,9 @@ class Batcher:
                 for waiter in unanswered:
                     _fail(waiter, error)
                 return
-            if error is not None:
+            if isinstance(error, InputError):
+                _fail(waiter, error.without_frames())
+            elif error is not None:
                 self._observer.failed(1)
                 _fail(waiter, InferenceFailed("the model failed on this input"))
 
@@ -353,7 +359,10 @@ class Batcher:
             vectors = self._run_model(inputs)
             if vectors.shape != (len(waiters), self._dimensions):
                 raise ValueError(f"the model gave {vectors.shape} for {len(waiters)} items")
-            if not np.isfinite(vectors).all():
+            finite = np.isfinite(vectors).all()
+            if self._refusal and not (finite and vectors.any(1).all()):
+                raise InputError(self._refusal)
+            if not finite:
                 raise ValueError("the model gave numbers that are not finite")
             return vectors
 

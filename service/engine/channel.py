@@ -45,6 +45,7 @@ class Channel:
             budget=self.budget,
             lanes=self.lanes,
             observer=metrics,
+            refusal=self.handling.refusal,
         )
         self.hang_s = max(_HANG_S, settings.request_deadline_s)
         self.slots = FairSemaphore(settings.decode_workers + 1, per_caller=settings.decode_workers)

@@ -374,7 +374,7 @@ class Embedder:
                 self._begin(self._make(modality, _chunks(making, length_of, _CHUNK_CHARS, len(making)), background))
             else:  # side by side, and never so many together that another worker has nothing to do
                 most = -(-len(making) // self._decode_workers)
-                for chunk in _chunks(making, _file_bytes, _CHUNK_BYTES, most):
+                for chunk in _chunks(making, self._bytes_of, _CHUNK_BYTES, most):
                     self._begin(self._make(modality, [chunk], background))
         try:
             pending = {flight.result for flight in flights.values()}
@@ -393,6 +393,14 @@ class Embedder:
                     if self._flights.get(flight.name) is flight:
                         del self._flights[flight.name]
 
+    def _bytes_of(self, given: Single) -> int:
+        """Return the bytes of a file, or of the float32 that are made of it where an array's rows are repeated."""
+        channel = self.channels.get(modality_of(given))
+        if not isinstance(given, Media):
+            return 0
+        made = 4 * channel.handling.canary.size if channel and given.kind == "array" else 0
+        return max(made, len(given.data))
+
     def _begin(self, making: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(making)
         self._making.add(task)
@@ -403,7 +411,7 @@ class Embedder:
         try:
             channel = self.channels.get(modality)
             if channel is None:
-                raise UnsupportedMedia(f"no {modality} tower is served here")
+                raise UnsupportedMedia(f"no {modality} tower is served here: there are {', '.join(self.channels)}")
             for chunk in chunks:
                 async with channel.background_slots if background else channel.slots:
                     chunk = [pair for pair in chunk if not pair[1].result.done()]  # who gave up meanwhile
@@ -444,10 +452,6 @@ class Embedder:
 
 def _is_unnamed(given: Input) -> bool:
     return isinstance(given, Media) and given.modality == "array"
-
-
-def _file_bytes(given: Single) -> int:
-    return len(given.data) if isinstance(given, Media) else 0
 
 
 def _prepare_each(prepare: Callable[[Single], Prepared], inputs: Sequence[Single]) -> list[Prepared | InputError]:

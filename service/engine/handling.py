@@ -1,7 +1,6 @@
 """The differences between images, sounds, texts and arrays: how to prepare an input, its cost, and how inputs make up a
 call."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +34,9 @@ tokens."""
 _SENT_AS = "inputs of this modality are sent as: {}"
 _TEXTS_OF_A_CALL = 31
 """Number of texts in one request to an embedding API."""
+_NUMBERS_OF_A_CALL = 4_000_000
+"""Largest number of numbers of the arrays in one call, where it has several."""
+_NO_DIRECTION = "the model gives this array no direction: its numbers are all alike, or too large"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Handling:
     """Budget of a call; the arguments say whether it runs on the CPU, and the limit that was measured to be best."""
     canary: Prepared
     """A small input that says whether the tower works."""
+    refusal: str | None = None
+    """What is said of an input whose vector is not finite or is zero: its own fault. None: it is the tower's."""
 
 
 def handling(bundle: Bundle, modality: Modality, settings: Settings) -> Handling:
@@ -98,16 +102,19 @@ def _arrays(spec: ArrayPreprocessing, settings: Settings) -> Handling:
     def prepare(given: Single) -> Prepared:
         if not isinstance(given, Media) or given.kind != "array":
             raise UnsupportedMedia(_SENT_AS.format("array"))
-        return Prepared(spec.read(given.data), size=1)
+        return Prepared(spec.read(given.data), size=spec.size)
 
     def collate(arrays: Sequence[NDArray[np.float32]]) -> Arrays:
         return dict(zip(spec.inputs, (np.stack(arrays),), strict=True))
 
     def budget(on_cpu: bool, best: int | None) -> Budget:
-        return Budget(settings.batch_images or best or (8 if on_cpu else 32))
+        inputs = settings.batch_images or (8 if on_cpu else 32)
+        numbers = best if best and not settings.batch_images else inputs * spec.size
+        return Budget(max(spec.size, min(numbers, _NUMBERS_OF_A_CALL)))
 
-    ramp = np.linspace(-1.0, 1.0, math.prod(spec.prepared_shape)).reshape(spec.prepared_shape)
-    return Handling(prepare, collate, budget, Prepared(spec.prepare(ramp), size=1))
+    ramp = np.linspace(-1.0, 1.0, spec.size).reshape(spec.prepared_shape)
+    canary = Prepared(spec.prepare(ramp), size=spec.size)
+    return Handling(prepare, collate, budget, canary, refusal=_NO_DIRECTION)
 
 
 def _sounds(spec: AudioPreprocessing, settings: Settings) -> Handling:

@@ -2,9 +2,9 @@
 
 import { clock } from "./dom.js";
 
-export const KINDS = { image: "Picture", video: "Video", audio: "Sound", text: "Text", vector: "Vector" };
-export const MANY = { image: "Pictures", video: "Videos", audio: "Sounds", text: "Texts", vector: "Vectors" };
-export const ICONS = { image: "image", video: "video", audio: "sound", text: "text", vector: "vector" };
+export const KINDS = { __proto__: null, image: "Picture", video: "Video", audio: "Sound", text: "Text", vector: "Vector" };
+export const MANY = { __proto__: null, image: "Pictures", video: "Videos", audio: "Sounds", text: "Texts", vector: "Vectors" };
+export const ICONS = { __proto__: null, image: "image", video: "video", audio: "sound", text: "text", vector: "vector" };
 
 /** Learn of a modality that the bundle has besides: it is called by its own name. Returns that. */
 export const addKind = (name) => (KINDS[name] = MANY[name] = name[0].toUpperCase() + name.slice(1).replaceAll("_", " "));

@@ -147,6 +147,11 @@ class Searcher:
         """
         effort = None if request.effort is None else Effort(**request.effort.model_dump())
         check_modalities(self._embedder.manifest, request.modalities)
+        if request.balance:
+            try:
+                request.check_results(len(set(request.modalities or self._embedder.manifest.stored_modalities)))
+            except ValueError as error:
+                raise InvalidRequest(str(error)) from None
         scope = _Scope(request.collection, request.modalities, request.filter, effort, caller, request.field)
         embedded = await self._embedded(request.asked, scope, warn)
         if request.feedback and (lesson := await self.feedback.head(request.collection)) is not None:

@@ -39,6 +39,8 @@ SOUND = "UklGRigAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQQAAACAyIA4"
 """The smallest of their kind, as examples that work: a red pixel, four samples."""
 _MEDIA = "base64, a data: URI, or an https: URL where the server fetches"
 _KINDS = ("text", "image", "audio", "video", "vector", "id", "compose")
+_NAMED, _NAMED_FILE = "union[named]", "union[named_file]"
+"""Tags that name no field: `location` leaves them out."""
 ARRAY = "base64 of a .npy file: float numbers of the shape that the tower takes (GET /models)."
 _MAX_FIELDS = 40
 
@@ -193,9 +195,9 @@ def kind_of(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
     if isinstance(value.get("file"), File):
-        return "named_file"
+        return _NAMED_FILE
     if value.get("modality") is not None or value.get("array") is not None:
-        return "named"
+        return _NAMED
     kinds = [kind for kind in _KINDS if value.get(kind) is not None]
     return kinds[0] if len(kinds) == 1 else None
 
@@ -218,7 +220,7 @@ def present(value: dict[str, Any]) -> set[str]:
 
 def branch(wire: type[RequestModel], *fields: str) -> Any:
     """Return a branch of a union: an object whose first field identifies it, with the value of the field, or fields."""
-    return Annotated[wire, AfterValidator(attrgetter(*fields)), Tag(fields[0])]
+    return Annotated[wire, AfterValidator(attrgetter(*fields)), Tag(_NAMED if fields[0] == "named" else fields[0])]
 
 
 def one_of(*branches: Any) -> GetPydanticSchema:
@@ -226,7 +228,7 @@ def one_of(*branches: Any) -> GetPydanticSchema:
     kinds = [
         tag.tag for branch_type in branches for tag in getattr(branch_type, "__metadata__", ()) if isinstance(tag, Tag)
     ]
-    expected = ", ".join("array" if kind == "named" else kind for kind in kinds if kind in (*_KINDS, "named"))
+    expected = ", ".join("array" if kind == _NAMED else kind for kind in kinds if kind in (*_KINDS, _NAMED))
     choice = Discriminator(
         kind_of,
         custom_error_type="input_kind",
@@ -277,7 +279,7 @@ WEIGHTED_KINDS = (
     weighted(TextInput, "text"),
     weighted(ImageInput, "image"),
     weighted(AudioInput, "audio"),
-    SkipJsonSchema[Annotated[WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag("named_file")]],
+    SkipJsonSchema[Annotated[WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag(_NAMED_FILE)]],
     weighted(VideoInput, "video"),
     weighted(NamedInput, "named"),
 )

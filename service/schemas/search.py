@@ -42,8 +42,6 @@ MAX_VECTORS = 2_560
 MAX_WHY = 10
 """Largest number of results of one request that are explained: each embeds some dozens of parts of a medium."""
 MAX_POOL = 1_000
-_KINDS = 5
-"""Modalities of a store: images, sounds, texts, videos, vectors. Few have more."""
 FUSED = 100
 """Smallest number of results that are fused from each ranking."""
 
@@ -180,6 +178,16 @@ class SearchOptions(RequestModel, ABC):
         description="With `why` included: the items it is for, where they are among the results; else all.",
     )
 
+    def check_results(self, kinds: int = 1) -> None:
+        """Raises ValueError for more results than a request may have, where `balance` counts so many modalities."""
+        bound = MAX_VECTORS if {"vector", "explain"} & set(self.include) else MAX_RESULTS
+        if len(self.asked) * self.top_k * kinds > bound:
+            product = f"queries × top_k × {kinds} modalities" if kinds > 1 else "queries × top_k"
+            raise ValueError(f"{product} is at most {bound} with these fields to include")
+        explained = self.top_k * kinds if self.why_of is None else len(self.why_of)
+        if "why" in self.include and len(self.asked) * explained > MAX_WHY:
+            raise ValueError(f"why is for at most {MAX_WHY} results of a request: lower top_k, or name them in why_of")
+
     @model_validator(mode="after")
     def _bounded(self, info: ValidationInfo) -> Self:
         most = limits_of(info).inputs
@@ -187,14 +195,7 @@ class SearchOptions(RequestModel, ABC):
             raise ValueError(f"at most {most} parts of queries in one request")
         if self.balance and ("explain" in self.include or self.reordered):
             raise ValueError("balance goes without other orders (correction, threshold, keywords, …) and explain")
-        bound = MAX_VECTORS if {"vector", "explain"} & set(self.include) else MAX_RESULTS
-        kinds = _KINDS if self.balance else 1
-        if len(self.asked) * self.top_k * kinds > bound:
-            product = "queries × top_k × modalities" if self.balance else "queries × top_k"
-            raise ValueError(f"{product} is at most {bound} with these fields to include")
-        explained = self.top_k * kinds if self.why_of is None else len(self.why_of)
-        if "why" in self.include and len(self.asked) * explained > MAX_WHY:
-            raise ValueError(f"why is for at most {MAX_WHY} results of a request: lower top_k, or name them in why_of")
+        self.check_results()
         if self.why_of is not None and "why" not in self.include:
             raise ValueError('why_of goes with "why" in include')
         if len(self.asked) * self.pool > MAX_RESULTS:

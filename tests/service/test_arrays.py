@@ -20,8 +20,10 @@ from isthmus_client import Isthmus, NewItem, array
 from isthmus_client.folder import FolderIndex, list_folder
 from service.__main__ import main
 from service.contract.arrays import ArrayPreprocessing
-from service.contract.bundle import Manifest
+from service.contract.bundle import Manifest, read_bundle
 from service.contract.errors import InputError
+from service.engine.handling import handling
+from service.engine.inputs import Media
 from service.settings import Settings
 from tests import tiny_bundle
 from tests.conftest import serving
@@ -59,6 +61,11 @@ def header(**changed: Any) -> bytes:
     text = repr(told).encode() + b"\n"
     stream.write(npy.MAGIC_PREFIX + b"\1\0" + len(text).to_bytes(2, "little") + text + np.zeros(3, "<f4").tobytes())
     return stream.getvalue()
+
+
+class Long(int):
+    def __repr__(self) -> str:
+        return f"{int(self)}L"
 
 
 class Evil:
@@ -118,10 +125,13 @@ def test_an_input_of_a_further_modality_lies_where_its_tower_says(client: httpx.
         (cloud("red")[:-1], 422, "shorter or longer"),
         (cloud("red") + b"x", 422, "shorter or longer"),
         (header(shape=(10**15, 3)), 413, "rows, more than"),
-        (header(shape=(-1, 3)), 422, "no rows"),
+        (header(shape=(-1, 3)), 422, "states a size that is no whole number"),
         (header(descr="<V99999999999"), 422, "header"),
         (header(shape="(" * 5_000), 422, "header"),
-        (npy.MAGIC_PREFIX + b"\x09\x09", 422, "header"),
+        (header(shape=(True, 3)), 422, "states a size that is no whole number"),
+        (header(shape=(10**900, 3)), 413, f"the array has 1,{'000,' * 15}000 rows"[:78]),
+        (header(shape=(3, 10**900)), 422, f"the shape (3, 1{'0' * 60}), not (n, 3)"),
+        (npy.MAGIC_PREFIX + b"\x04\x01", 415, "of version 4.1: 1.0, 2.0 and 3.0 are read"),
         (pickle.dumps(Evil()), 415, "no .npy file"),
         (png("red"), 415, "no .npy file"),
     ],
@@ -158,7 +168,12 @@ def test_whatever_the_bytes_only_an_input_error_is_raised(noise: bytes, place: i
 @pytest.mark.parametrize(
     ("route", "body", "status", "words"),
     [
-        ("/embed", {"inputs": [{"modality": "smell", "array": b64(cloud("red"))}]}, 415, "no smell tower"),
+        (
+            "/embed",
+            {"inputs": [{"modality": "smell", "array": b64(cloud("red"))}]},
+            415,
+            "no smell tower is served here: there are image, audio, text, points, depth, code",
+        ),
         ("/embed", {"inputs": [{"modality": "points", "image": b64(png("red"))}]}, 415, "are sent as: array"),
         ("/embed", {"inputs": [{"modality": "text", "array": b64(cloud("red"))}]}, 415, "are sent as: text"),
         ("/embed", {"inputs": [{"modality": "points", "text": "red"}]}, 415, "are sent as: array"),
@@ -167,7 +182,14 @@ def test_whatever_the_bytes_only_an_input_error_is_raised(noise: bytes, place: i
         ("/embed", {"inputs": [{"image": b64(cloud("red"))}]}, 415, ""),
         ("/items", {"items": [{"id": "a", "modality": "smell", "vector": [1] * 16}]}, 422, "'smell'"),
         ("/items", {"items": [{"id": "a", "modality": "points", "compose": [{"text": "red"}]}]}, 422, "modality goes"),
+        ("/embed", {"inputs": [{"image": b64(b"noise")}]}, 415, "an array, where the model takes some, is a .npy file"),
         ("/search", {"query": "red", "modalities": ["smell"]}, 422, "'smell'"),
+        (
+            "/search",
+            {"query": "red", "balance": True, "top_k": 1_000, "include": ["vector"]},
+            422,
+            "8 modalities is at most 2560",
+        ),
         ("/classify", {"inputs": ["red"], "labels": ["a"], "templates": {"smell": ["{}"]}}, 422, "'smell'"),
     ],
 )
@@ -295,6 +317,35 @@ def test_arrays_are_stored_found_labelled_and_counted(settings: Settings, tmp_pa
         assert client.get("/items?modality=smell").status_code == 422
 
 
+def test_an_array_without_a_direction_is_refused_by_itself_and_is_no_failure_of_the_tower(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = {"modality": "points", "array": b64(cloud("red"))}
+    for value in (np.zeros((2, 3)), np.full((2, 3), 1e-320), np.full((2, 3), 3e38)):
+        bad = {"modality": "points", "array": b64(saved(value))}
+        alone = client.post("/embed", json={"inputs": [bad]})
+        assert alone.status_code == 422 and "gives this array no direction" in alone.json()["detail"], alone.text
+        both = client.post("/embed", json={"inputs": [good, bad, "red"], "on_error": "null"}).json()["embeddings"]
+        assert [row["embedding"] is None for row in both] == [False, True, False]
+    assert not [record for record in caplog.records if "tower" in record.message]
+
+
+def test_the_place_of_a_mistake_is_what_the_client_wrote(client: httpx.Client) -> None:
+    wrong = client.post("/embed", json={"inputs": [{"modality": "points", "array": 3}]})
+    assert wrong.status_code == 422 and [error["loc"] for error in wrong.json()["errors"]] == [
+        ["body", "inputs", 0, "array"]
+    ]
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(8, 8), (100_000, 8), (300_000, 4)])
+def test_a_call_of_arrays_is_bounded_in_numbers(tmp_path: Path, rows: int, inputs: int) -> None:
+    spec = ArrayPreprocessing(shape=(3,), rows=rows, most_rows=max(rows, 16))
+    bundle = read_bundle(tiny_bundle.build(tmp_path / "bundle", further={"points": spec}).path)
+    how = handling(bundle, "points", Settings(bundle=bundle.path))
+    [size] = {how.prepare(Media("points", cloud("red"), front_end="array")).size, how.canary.size}
+    assert how.budget(True, None).limit // size == inputs and how.budget(True, 1).limit == size
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -317,6 +368,7 @@ def test_the_names_of_towers_are_checked(settings: Settings, change: Any, words:
         ({"shape": (3,), "most_rows": 4}, "goes with rows"),
         ({"shape": (3,), "rows": 8, "most_rows": 4}, "smaller than rows"),
         ({"shape": (4_000, 5_000)}, "at most"),
+        ({"shape": (3,), "rows": 400_000, "most_rows": 400_000}, "at most 1,000,000 numbers of an array, not 1,200"),
         ({"shape": (3,), "mean": (0.0, 1.0)}, "1 number each, or 3"),
         ({"shape": (3,), "std": (0.0,)}, "greater than 0"),
     ],
@@ -332,6 +384,11 @@ def test_rows_are_chosen_evenly_repeated_and_standardised() -> None:
     np.testing.assert_array_equal(read[:, 0], (np.array([0, 2, 4, 6]) - 1) / 2)
     np.testing.assert_array_equal(spec.read(saved(np.array([[1.0, 2.0], [3.0, 4.0]])))[:, 1], [1, 2, 1, 2])
     assert ArrayPreprocessing(shape=(2, 3)).read(saved(np.ones((2, 3), "f2"))).dtype == np.float32
+    offset = ArrayPreprocessing(shape=(1,), mean=(1.7e9,)).read(saved(np.array([1.7e9 + 0.25])))
+    assert offset == [0.25]  # float64 is standardised as such
+    read = spec.read(saved(np.asfortranarray(np.ones((4, 2)))))
+    assert read.flags.c_contiguous and read.flags.writeable
+    assert POINTS.read(header(shape=(Long(1), Long(3)))).shape == (8, 3)  # as Python 2 wrote it; warnings are errors
     assert base64.b64decode(array(saved(np.ones(2)))["array"])[:6] == npy.MAGIC_PREFIX
 
 

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from examples import shapes
 from service.contract.bundle import Bundle, read_bundle
 from service.settings import Settings
 from tests.conftest import serving
 from tests.training import spaces, tiny
+from training.encoders import EncoderError, load_encoder
+from training.recipe import load_recipe
 
 COLOURS = ["red", "green", "blue"]
 
@@ -147,3 +151,32 @@ def test_arrays_are_embedded_offline_too(picture_space: Bundle, tiny_root: Path,
 
     table = pyarrow.parquet.read_table(out / "000000.parquet")
     assert set(table.column("modality").to_pylist()) == {"points"} and len(table) == 60
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("[1]", "encoder.json: Input should be an object"),
+        ("{not json", "encoder.json: Invalid JSON"),
+        ('{"modality": "points", "features": 3, "preprocessing": {}}', "encoder.json: name: Field required"),
+        ('{"name": "a", "features": 3, "preprocessing": {}}', "encoder.json: modality: Field required"),
+        ('{"name": "a", "modality": "points", "features": 3}', "encoder.json: preprocessing: Field required"),
+        ('{"name": "a", "modality": "points", "features": "3", "preprocessing": {}}', "encoder.json: features: "),
+        ('{"name": "a", "modality": "points", "features": 3, "preprocessing": []}', "encoder.json: preprocessing: "),
+    ],
+)
+def test_a_poor_description_of_an_encoder_is_said_in_a_line(
+    tiny_root: Path, tmp_path: Path, told: str, words: str
+) -> None:
+    folder = write_clouds(tmp_path / "clouds")
+    (folder / "encoder.json").write_text(told)
+    with pytest.raises(EncoderError, match=words):
+        load_encoder(load_recipe(recipe(tiny_root, folder)), "points")
+
+
+@torch.inference_mode()
+def test_the_example_encoder_gives_features_of_any_cloud() -> None:
+    encode, cloud = shapes.Histograms().eval(), torch.rand(1, shapes.ROWS, 3) - 0.5
+    for poor in (0 * cloud, 0 * cloud + 3e38, cloud[:, :1].expand_as(cloud), 3e38 * (2 * cloud), 1e-30 * cloud):
+        assert encode(poor).isfinite().all()
+    torch.testing.assert_close(encode(1e30 * cloud), encode(cloud), atol=1e-4, rtol=1e-3)
