@@ -159,4 +159,4 @@ def test_only_the_results_that_are_named_are_explained(client):
 )
 def test_too_much_is_refused(client, body, words):
     response = client.post("/search", json={"query": "red", **body})
-    assert response.status_code == 422 and words in response.json()["errors"][0]["msg"]
+    assert response.status_code == 422 and words in str(response.json())
