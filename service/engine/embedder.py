@@ -374,7 +374,8 @@ class Embedder:
                 self._begin(self._make(modality, _chunks(making, length_of, _CHUNK_CHARS, len(making)), background))
             else:  # side by side, and never so many together that another worker has nothing to do
                 most = -(-len(making) // self._decode_workers)
-                for chunk in _chunks(making, self._bytes_of, _CHUNK_BYTES, most):
+                least = 4 * self.channels[modality].handling.canary.size if modality in self.channels else 0
+                for chunk in _chunks(making, partial(_file_bytes, least), _CHUNK_BYTES, most):
                     self._begin(self._make(modality, [chunk], background))
         try:
             pending = {flight.result for flight in flights.values()}
@@ -392,14 +393,6 @@ class Embedder:
                         flight.result.exception()  # seen, whoever raises it
                     if self._flights.get(flight.name) is flight:
                         del self._flights[flight.name]
-
-    def _bytes_of(self, given: Single) -> int:
-        """Return the bytes of a file, or of the float32 that are made of it where an array's rows are repeated."""
-        channel = self.channels.get(modality_of(given))
-        if not isinstance(given, Media):
-            return 0
-        made = 4 * channel.handling.canary.size if channel and given.kind == "array" else 0
-        return max(made, len(given.data))
 
     def _begin(self, making: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(making)
@@ -452,6 +445,11 @@ class Embedder:
 
 def _is_unnamed(given: Input) -> bool:
     return isinstance(given, Media) and given.modality == "array"
+
+
+def _file_bytes(least: int, given: Single) -> int:
+    """Return the bytes of a file, and at least those of the float32 that are made of one: rows of an array repeat."""
+    return max(least, len(given.data)) if isinstance(given, Media) else 0
 
 
 def _prepare_each(prepare: Callable[[Single], Prepared], inputs: Sequence[Single]) -> list[Prepared | InputError]:
