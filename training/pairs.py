@@ -31,6 +31,7 @@ FILE_COLUMNS = ("file", "path", "filename", "file_name", "image", "audio", "medi
 BROKEN = 0.1
 """Share of a set that may be broken: beyond it, it is another set than was meant."""
 _TOLD = 10  # broken samples that are named
+_ELSEWHERE = "set data.root (--set data.root=… or ISTHMUS_DATA)"
 
 
 class PairError(TrainingError):
@@ -167,7 +168,7 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
     by_file = {
         media: split
         for split, path in source.split_files.items()
-        for media in recipe.path(path).read_text(encoding="utf-8").split()
+        for media in _file(recipe, name, f"split_files.{split}", path).read_text(encoding="utf-8").split()
     }
     by_value = {value: split for split, values in source.splits.items() for value in values}
     unnamed: Split = "test" if source.supervision == "none" else "train"
@@ -201,12 +202,18 @@ def _each(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
+def _file(recipe: Recipe, name: str, field: str, named: Path) -> Path:
+    """Return the path of a file that a field of a source names. Raises PairError where it is not there."""
+    path = recipe.path(named)
+    if not path.is_file():
+        raise PairError(f"pairs.{name}: {field}: {path} is not there; {_ELSEWHERE}")
+    return path
+
+
 def _excluded(recipe: Recipe, name: str, source: PairSource) -> set[str]:
     if source.exclude is None:
         return set()
-    path = recipe.path(source.exclude)
-    if not path.is_file():
-        raise PairError(f"pairs.{name}: exclude: {path} is not there")
+    path = _file(recipe, name, "exclude", source.exclude)
     rows = list(read_table(path, f"pairs.{name}: exclude"))
     if rows and "file" not in rows[0]:
         raise PairError(f"pairs.{name}: exclude: {path} has no column file")
@@ -248,7 +255,7 @@ def table_files(recipe: Recipe, name: str, source: PairSource) -> list[str]:
         absent = next((file for file in files if "://" not in file and not Path(file).is_file()), None)
         if absent is not None or not files:
             what = f"{absent} is not there" if absent else f"{pattern} matches no file"
-            raise PairError(f"pairs.{name}: {what}; set data.root (--set data.root=… or ISTHMUS_DATA)")
+            raise PairError(f"pairs.{name}: {what}; {_ELSEWHERE}")
         named += files
     return named
 

@@ -114,6 +114,7 @@ def test_what_is_no_caption_file_is_named(make_recipe: MakeRecipe, tmp_path: Pat
     ("change", "message"),
     [
         ({"table": "absent.csv"}, "absent.csv is not there"),
+        ({"split_files": {"test": "absent.txt"}}, r"split_files.test: .*absent.txt is not there; set data.root"),
         ({"media": "picture"}, "row 1 has no column 'picture'"),
         ({"folder": "sounds"}, r"0\.png is named and is not there|\d+\.png is named and is not there"),
         ({"splits": {"train": ["nothing"]}}, "no pairs were found"),
