@@ -336,3 +336,14 @@ def test_cells_of_one_type_are_encoded_as_each_is(values):
 def test_an_index_is_trained_anew_where_that_gains(kind, precision, trained, count, anew):
     built = kinds.IndexSnapshot(kinds.IndexSpec(kind, precision), None, trained)
     assert Rules().outgrows(built, count) is anew
+
+
+def test_an_index_of_codes_is_extended_as_if_all_had_been_added():
+    vectors = unit(np.random.default_rng(0), 3_000)
+    spec = kinds.IndexSpec("ivf_pq", None)
+    built = kinds.build(spec, 8, 2_000, lambda count: vectors[:count], iter([vectors[:2_000]]), lambda: False)
+    extended = kinds.extend(built, iter([vectors[2_000:2_500], vectors[2_500:]]), lambda: False)
+    assert built.count == 2_000  # which searches still see
+    added = kinds.extend(built, iter([vectors[2_000:]]), lambda: False, copy=False)
+    for one, other in zip(*(snapshot.scan(vectors[::50], 10, None) for snapshot in (extended, added)), strict=True):
+        assert np.array_equal(one, other)
