@@ -19,7 +19,8 @@ class Match:
 
     id: str
     score: float
-    """Mean over the steps of how far their moments' similarities are above those of all moments that are compared."""
+    """Power mean (exponent 1/2) over the steps of how far their moments' similarities are above the mean of all moments
+    that are compared."""
     steps: Sequence[tuple[Moment, float] | None]
     """The moment of each step with its cosine similarity; None for a step that no moment was taken for."""
 
@@ -36,7 +37,8 @@ def follow(steps: Vectors, moments: Mapping[str, Sequence[Moment]], count: int) 
     """Return the `count` items that follow the steps (S, D) best, best first, from their moments by item id.
 
     Similarities of pictures and of sounds to a text lie at levels of their own, so that each counts by how far it is
-    above the mean of its kind. A step without a moment counts as an average one.
+    above the mean of its kind; its square root, so that one scene that fits very well does not stand for another that
+    is not there (docs/LOG.md, 2026-12-01). A step without a moment counts as an average one.
     """
     flat = [moment for of in moments.values() for moment in of]
     if not flat:
@@ -47,7 +49,7 @@ def follow(steps: Vectors, moments: Mapping[str, Sequence[Moment]], count: int) 
     for modality in set(modalities):
         columns = modalities == modality
         part = similarities[:, columns]
-        gains[:, columns] = part - part.mean(1, keepdims=True)
+        gains[:, columns] = np.sqrt(np.maximum(0.0, part - part.mean(1, keepdims=True)))
     matches = []
     first = 0
     for id, of in moments.items():
@@ -57,7 +59,7 @@ def follow(steps: Vectors, moments: Mapping[str, Sequence[Moment]], count: int) 
             None if place is None else (of[place], float(similarities[step, first + place]))
             for step, place in enumerate(places)
         ]
-        matches.append(Match(id, total / len(steps), ranking))
+        matches.append(Match(id, (total / len(steps)) ** 2, ranking))
         first = last
     return sorted(matches, key=lambda match: -match.score)[:count]
 

@@ -333,8 +333,8 @@ class ScriptStep(ResultMoment):
 class ScriptResult(BaseModel):
     id: str
     score: float = Field(
-        description="Mean over the steps of how much more similar their moments are than the average moment of their "
-        "kind; 0 for a step without a moment."
+        description="Power mean (exponent 1/2) over the steps of how much more similar their moments are than the "
+        "average moment of their kind; 0 for a step without a moment."
     )
     modality: StoredModality
     metadata: dict[str, Any] | None = None

@@ -60,6 +60,20 @@ def test_pictures_and_sounds_are_judged_on_scales_of_their_own():
     assert follow(steps, {}, 5) == []
 
 
+def test_a_film_with_every_scene_comes_before_one_with_a_single_scene_that_fits_better():
+    axes = np.eye(8, dtype=np.float32)
+
+    def moments(*similarities):
+        return [
+            Moment("image", float(n), n + 1.0, by * axes[n] + np.sqrt(1 - by**2) * axes[7])
+            for n, by in enumerate(np.float32(similarities))
+        ]
+
+    best, second = follow(axes[:3], {"one": moments(0.9, 0, 0), "all": moments(0.25, 0.25, 0.25)}, 2)
+    assert (best.id, second.id) == ("all", "one")
+    assert all(step is not None for step in best.steps) and second.steps[1:] == [None, None]
+
+
 @both
 def test_moments_of_items_in_either_store(open_store, tmp_path):
     async def run(store):
