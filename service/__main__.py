@@ -1,6 +1,7 @@
 """python -m service COMMAND: each command is a module of service/commands with HELP, configure(parser) and run(…)."""
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -55,7 +56,11 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     options: dict[str, Any] = vars(make_parser(called).parse_args(arguments))
     try:
         status: int = COMMANDS[options.pop("command")].run(**options)
+        sys.stdout.flush()
         return status
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has; what is left is not to fail at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (SettingsError, BundleError, TowerError, StarterError, StoreError, KeysError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -137,6 +137,16 @@ def test_check_verifies_a_bundle(bundle_dir: Path, tmp_path: Path) -> None:
     assert damaged.stderr.startswith("error: ")
 
 
+def test_a_reader_that_has_seen_enough_ends_a_command_in_silence() -> None:
+    command = [sys.executable, "-m", "service", "openapi"]  # more than a pipe holds
+    env = os.environ | {"PYTHONUNBUFFERED": ""}  # with it, Python drops what a write leaves, and sees no error
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == (b"", 1)
+
+
 def test_openapi_needs_no_bundle_and_describes_every_body() -> None:
     done = python("-m", "service", "openapi", ISTHMUS_BUNDLE="/nonexistent")
     assert done.returncode == 0, done.stderr
