@@ -232,11 +232,18 @@ class SecurityHeaders(OfRequests):
         await self.app(scope, receive, sending)
 
 
+_WITH_BODY = {b"content-length", b"transfer-encoding"}
+
+
 class Disconnects(OfRequests):
-    """Cancels a request whose client went away before its answer began, so that no model call is spent on it."""
+    """Cancels a request whose client went away before its answer began, so that no work is spent on it.
+
+    It can be seen once the request is whole: where there is a body its route reads it, and else it is taken here.
+    """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = False
+        taken: list[Message] = []
         watcher: asyncio.Task[Message] | None = None
         cancel = anyio.CancelScope()
 
@@ -248,6 +255,8 @@ class Disconnects(OfRequests):
 
         async def receiving() -> Message:
             nonlocal watcher
+            if taken:
+                return taken.pop()
             if watcher is not None:
                 return await asyncio.shield(watcher)
             message = await receive()
@@ -262,6 +271,8 @@ class Disconnects(OfRequests):
 
         try:
             with cancel:
+                if scope["method"] in ("GET", "HEAD") and _WITH_BODY.isdisjoint(name for name, _ in scope["headers"]):
+                    taken.append(await receiving())
                 await self.app(scope, receiving, sending)
         finally:
             if watcher is not None:

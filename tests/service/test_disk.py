@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.api import protocol
 from service.errors import DiskFull
 from service.runtime import disk
 from service.runtime.disk import Disk
@@ -40,6 +41,7 @@ class Small:
 def small(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Small:
     made = Small(settings.store, 10 * MB)
     monkeypatch.setattr(disk, "free_bytes", made.free)
+    monkeypatch.setattr(protocol, "_LINGER_S", 0.2)  # of clients that here write on for ever
     return made
 
 

@@ -24,6 +24,12 @@ def graph(count, dimensions=128):
     )
 
 
+@pytest.fixture(scope="module")
+def built():
+    """20,000 vectors, and a graph of them: 10 MB of vectors, 2.6 MB of neighbours."""
+    return graph(20_000)
+
+
 def in_huge_pages():
     """Bytes of this process's own memory."""
     rolled_up = Path("/proc/self/smaps_rollup").read_text()
@@ -31,8 +37,8 @@ def in_huge_pages():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux only")
-def test_a_graph_is_moved_and_finds_the_same_before_meanwhile_and_after():
-    vectors, built = graph(20_000)  # 10 MB of vectors, 2.6 MB of neighbours
+def test_a_graph_is_moved_and_finds_the_same_before_meanwhile_and_after(built):
+    vectors, built = built
     before = built.nominate(vectors[:100], 10, None, 1.0, kinds.Effort())
     stop, wrong = threading.Event(), []
 
@@ -57,9 +63,8 @@ def test_a_graph_is_moved_and_finds_the_same_before_meanwhile_and_after():
     assert huge >= moved
 
 
-def test_what_is_asked_to_stop_moves_nothing_more():
-    _, built = graph(20_000)
-    assert huge_pages.give(built.index, lambda: True) == 0
+def test_what_is_asked_to_stop_moves_nothing_more(built):
+    assert huge_pages.give(built[1].index, lambda: True) == 0
 
 
 def test_an_index_that_is_no_graph_and_one_that_fits_a_page_stay_where_they_are():
