@@ -49,9 +49,9 @@ def _drawn(lab: Lab, seed: int) -> tuple[Path, dict[str, list[Row]]]:
 def _extended(lab: Lab, seed: int, power: float, text: str = "caption") -> Bundle:
     """The starter with a tower for clouds that learned from the captions of one column."""
     folder, _ = _drawn(lab, seed)
-    out = folder / f"{power}-{text}"
+    out = folder / f"{lab.starter.manifest.space}-{power}-{text}"  # another starter: another tower
     if not (out / "manifest.json").is_file():
-        changes = [f"projector.power={power}", f"pairs.clouds.text={text}"]
+        changes = [f"data.root={folder}", f"projector.power={power}", f"pairs.clouds.text={text}"]
         sets = [part for change in changes for part in ("--set", change)]
         arguments = [str(lab.bundle), str(folder / "recipe.yaml"), "--out", str(out), "--cache", str(lab.cache), *sets]
         with TemporaryDirectory() as work:
