@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import fcntl
 import functools
 import gc
 import io
@@ -69,6 +70,22 @@ def on_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         asyncio.run(asyncio.wait_for(test(*arguments, **fixtures), DEADLINE_S))
 
     return run
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills in the first process of a run that asks, and that all others read."""
+    root = factory.getbasetemp()
+    if root.name.startswith("popen-"):  # a worker's own, in the folder of the run
+        root = root.parent
+    whole, part = root / name, root / f"{name}.part"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(whole)
+    return whole
 
 
 @pytest.fixture(scope="session")

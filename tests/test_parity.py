@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -10,13 +11,19 @@ import pytest
 from benchmarks.parity import compare, main, real_items
 from service.settings import Settings
 from tests import tiny_bundle
-from tests.conftest import serving
+from tests.conftest import made_once, serving
 from tests.training import tiny
 from training.__main__ import main as training
 from training.recipe import Recipe, load_recipe
 
 ALL = 1_000
 MODALITIES = {"image", "audio", "text"}
+
+
+def values(root: Path) -> dict[str, Any]:
+    """A recipe of deep encoders, which few other tests of `make test` export."""
+    folders = {"image": "mobilenet", "audio": "yamnet", "text": "roberta"}
+    return tiny.recipe_values(root, encoders={modality: {"folder": name} for modality, name in folders.items()})
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe_path(root: Path) -> Path:
-    return tiny.write_recipe(root / "tiny.yaml", tiny.recipe_values(root))
+    return tiny.write_recipe(root / "tiny.yaml", values(root))
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +45,12 @@ def recipe(recipe_path: Path) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def trained(root: Path, recipe_path: Path) -> Path:
-    bundle, work = root / "bundle", ["--work", str(root / "work"), "--cache", str(root / "cache")]
-    assert training(["run", str(recipe_path), *work, "--out", str(bundle)]) == 0
-    return bundle
+def trained(recipe_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def train(folder: Path) -> None:
+        work = ["--work", str(folder / "work"), "--cache", str(folder / "cache")]
+        assert training(["run", str(recipe_path), *work, "--out", str(folder / "bundle")]) == 0
+
+    return made_once(tmp_path_factory, "parity", train) / "bundle"
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +82,9 @@ def test_the_command_says_so(
 def test_other_preprocessing_fails(
     served: httpx.Client, root: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = tiny.recipe_values(root)
-    values["encoders"]["image"]["preprocessing"] = {"mean": [0.2, 0.5, 0.8]}
-    path = tiny.write_recipe(root / "other.yaml", values)
+    other = values(root)
+    other["encoders"]["image"]["preprocessing"] = {"mean": [0.2, 0.5, 0.8]}
+    path = tiny.write_recipe(root / "other.yaml", other)
     common = ["--url", str(served.base_url), "--bundle", str(trained), "--count", "4"]
     assert main([*common, "--recipe", str(path)]) == 1
     last = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
-import kubernetes_validate
 import pytest
 import yaml
 from helm_python.chart import lint
@@ -82,9 +81,16 @@ def test_the_linter_finds_what_is_wrong(tmp_path: Path) -> None:
     assert lint(broken, strict=True)["errors"] or any(each["severity"] == 3 for each in lint(broken)["messages"])
 
 
+@pytest.fixture(scope="module")
+def schemas() -> Any:
+    import kubernetes_validate  # takes two seconds, for the grammars of its formats
+
+    return kubernetes_validate
+
+
 @pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_object_is_one_that_kubernetes_knows(name: str, version: str) -> None:
+def test_every_object_is_one_that_kubernetes_knows(name: str, version: str, schemas: Any) -> None:
     objects = render(VARIANTS[name])
     expected = {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"}
     if name == "defaults":
@@ -94,14 +100,14 @@ def test_every_object_is_one_that_kubernetes_knows(name: str, version: str) -> N
     assert set(objects) == expected
     for kind, each in objects.items():
         if kind != "ServiceMonitor":  # of an operator, whose schema is no part of Kubernetes
-            kubernetes_validate.validate(each, version, strict=True)
+            schemas.validate(each, version, strict=True)
 
 
-def test_the_schemas_refuse_what_kubernetes_does_not_know() -> None:
+def test_the_schemas_refuse_what_kubernetes_does_not_know(schemas: Any) -> None:
     deployment = render({})["Deployment"]
     deployment["spec"]["template"]["spec"]["containers"][0]["securityContext"]["readOnly"] = True
-    with pytest.raises(kubernetes_validate.ValidationError, match="readOnly"):
-        kubernetes_validate.validate(deployment, KUBERNETES[0], strict=True)
+    with pytest.raises(schemas.ValidationError, match="readOnly"):
+        schemas.validate(deployment, KUBERNETES[0], strict=True)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,7 @@ def saved(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return written.getvalue()
 
 
+@pytest.mark.full
 def test_pixels_are_those_of_the_server(page: Page, media: Path) -> None:
     with Image.open(media / "photographs/coffee.jpg") as opened:
         photo = opened.convert("RGB").resize((500, 380))

@@ -22,6 +22,12 @@ from tests.service.test_reembed import held, in_store, item, space_of, write
 COUNT, AT_HAND = 240, 3
 
 
+@pytest.fixture(autouse=True)
+def _few_pairs(monkeypatch):
+    """To learn from 3,000 texts takes 8 seconds: the time grows with the cube of their number."""
+    monkeypatch.setattr("service.retrieval.upgrading.MOST_PAIRS", 600)
+
+
 def picture(number):
     """Four colours by chance, which the tiny bundles tell apart."""
     colours = np.random.default_rng(number).integers(0, 256, (2, 2, 3), np.uint8)

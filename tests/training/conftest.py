@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from service.contract.bundle import Bundle, read_bundle
+from tests.conftest import made_once
 from tests.training import spaces, tiny
 from training.recipe import Recipe, load_recipe
 
@@ -46,19 +47,23 @@ def make_recipe(tiny_root: Path, tmp_path: Path) -> MakeRecipe:
 
 @pytest.fixture(scope="session")
 def picture_space(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return spaces.built(tiny_root, tmp_path_factory.mktemp("pictures"), "image")
+    folder = made_once(tmp_path_factory, "pictures", lambda folder: spaces.built(tiny_root, folder, "image"))
+    return read_bundle(folder / "image")
 
 
 @pytest.fixture(scope="session")
 def sound_space(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return spaces.built(tiny_root, tmp_path_factory.mktemp("sounds"), "audio")
+    folder = made_once(tmp_path_factory, "sounds", lambda folder: spaces.built(tiny_root, folder, "audio"))
+    return read_bundle(folder / "audio")
 
 
 @pytest.fixture(scope="session")
 def both_spaces(picture_space: Bundle, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The space of pictures with the sounds added to it."""
-    folder = tmp_path_factory.mktemp("extended")
-    recipe = spaces.recipe(tiny_root, folder, "audio")
-    common = ["--work", folder / "work", "--cache", folder / "cache", "--out", folder / "bundle"]
-    assert spaces.run("add-modality", picture_space.path, recipe, *common) == 0
-    return read_bundle(folder / "bundle")
+
+    def extend(folder: Path) -> None:
+        recipe = spaces.recipe(tiny_root, folder, "audio")
+        common = ["--work", folder / "work", "--cache", folder / "cache", "--out", folder / "bundle"]
+        assert spaces.run("add-modality", picture_space.path, recipe, *common) == 0
+
+    return read_bundle(made_once(tmp_path_factory, "extended", extend) / "bundle")

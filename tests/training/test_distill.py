@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from training.distill.student import Student, stage_loss
 from training.distill.teacher import Teacher, weights_hash
 from training.distill.views import files_of, listed_files, plain_views
 from training.encode.mobilenet_sounds import MobileNetSounds, blocks_of
+from training.encoders import weights_sha256
 from training.errors import TrainingError
 from training.fit import loop
 from training.recipe import RecipeError
@@ -105,6 +107,22 @@ def tiny(root: Path, **train: Any) -> dict[str, Any]:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder of cached views for every test; checkpoints are told apart by the recipe's name."""
     return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _teachers_graph_made_once() -> Iterator[None]:
+    """To export it takes 3 seconds, and most tests have the same teacher."""
+    graphs_made: dict[tuple[str, Any], bytes] = {}
+
+    def made_once(model: torch.nn.Module, example: torch.Tensor, *names: Any) -> bytes:
+        key = weights_sha256(model), example.shape
+        if key not in graphs_made:
+            graphs_made[key] = graphs.onnx_bytes(model, example, *names)
+        return graphs_made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.distill.teacher.onnx_bytes", made_once)
+        yield
 
 
 def written(folder: Path, recipe: dict[str, Any]) -> Path:
@@ -287,6 +305,7 @@ def test_a_run_that_dies_goes_on_to_the_same_weights(
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, tiny(data) | {"name": "run"}, work)
     assert torch.load(path, weights_only=True)["step"] == 6  # one trained step is lost, and trained again
+    monkeypatch.setattr(distill, "export", lambda *_: None)  # done above, and slow
     run(tmp_path, tiny(data) | {"name": "run"}, work)
     resumed = torch.load(path, weights_only=True)
     assert (resumed["step"], resumed["best_step"]) == (whole["step"], whole["best_step"]) == (12, whole["best_step"])

@@ -118,7 +118,7 @@ def test_what_is_lacking_is_named(
 
 
 def test_an_encoder_without_its_weights_or_with_broken_ones(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (root / "mobilenet/model.safetensors").unlink()
+    (root / "resnet/model.safetensors").unlink()
     (root / "bert/model.safetensors").write_bytes(b"cut off")
     lacking = Doctor(root, capsys).lacking()
     assert set(lacking) == {"encoders.image", "encoders.text"}

@@ -215,10 +215,10 @@ def test_an_item_without_finite_features_is_named_and_fails_alone(
     broken: dict[int, str] = {}
     rows = np.asarray(cached_features(encoder, media, tmp_path / "cache", lenient=True, broken=broken).pooled)
     assert list(broken) == [2]
-    assert broken[2].startswith(f"{media[2]}: mobilenet gives it features that are no numbers, or beyond ±65504")
+    assert broken[2].startswith(f"{media[2]}: resnet gives it features that are no numbers, or beyond ±65504")
     assert np.isnan(rows[2]).all()
     assert np.isfinite(rows[[0, 1, 3, 4]]).all()
-    with pytest.raises(FeatureError, match=r"255\.png: mobilenet gives it features that are no numbers"):
+    with pytest.raises(FeatureError, match=r"255\.png: resnet gives it features that are no numbers"):
         cached_features(encoder, media, tmp_path / "cache")
 
 

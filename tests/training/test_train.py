@@ -144,7 +144,7 @@ def test_training_stops_early_and_keeps_the_best(make_recipe: MakeRecipe, tmp_pa
     # Three validations without a gain, and then the rate falls to zero over no fewer steps than one validation's.
     gains = [max(scores[:at], default=-1.0) < score for at, score in enumerate(scores)]
     stopped = next(at for at in range(3, len(gains)) if not any(gains[at - 2 : at + 1]))
-    assert len(history) - 1 - stopped == max(1, history[stopped]["step"] // 10 // 2)
+    assert history[-1]["step"] - history[stopped]["step"] == max(2, history[stopped]["step"] // 10)
 
 
 def test_projectors_survive_their_file(make_recipe: MakeRecipe, tmp_path: Path) -> None:

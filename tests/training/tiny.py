@@ -53,6 +53,13 @@ def write_encoders(root: Path) -> None:
     image = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": True, "resample": 2}
     save(hf.MobileNetV2Model(hf.MobileNetV2Config(depth_multiplier=0.1, min_depth=8)), root / "mobilenet")
     _write_json(root / "mobilenet/preprocessor_config.json", image | {"size": {"height": 32, "width": 32}})
+    # Deep graphs take the exporter seconds: what is not about an architecture is trained on these of five layers.
+    shallow = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    save(hf.ResNetModel(hf.ResNetConfig(**shallow)), root / "resnet")
+    squashed = image | {"size": {"height": 32, "width": 32}, "image_processor_type": "ViTImageProcessor"}
+    _write_json(root / "resnet/preprocessor_config.json", squashed)
+    save(hf.ResNetModel(hf.ResNetConfig(num_channels=1, **shallow)), root / "resnet-sounds")
+    (root / "resnet-sounds/frontend.json").write_text(FRONTEND)
     dino = hf.Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32)
     save(hf.Dinov2Model(dino), root / "dinov2")
     cropped = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
@@ -65,7 +72,7 @@ def write_encoders(root: Path) -> None:
         "num_attention_heads": 2,
         "intermediate_size": 48,
     }
-    save(hf.BertModel(hf.BertConfig(vocab_size=64, **sizes)), root / "bert")
+    save(hf.BertModel(hf.BertConfig(vocab_size=64, **sizes | {"num_hidden_layers": 1})), root / "bert")
     write_tokenizer(root / "bert", pad=0)
     _write_json(root / "bert/sentence_bert_config.json", {"max_seq_length": 16})
     roberta = hf.RobertaConfig(vocab_size=64, max_position_embeddings=34, pad_token_id=1, **sizes)
@@ -109,8 +116,8 @@ def recipe_values(root: Path, **changes: Any) -> dict[str, Any]:
         "name": "tiny",
         "data": {"root": str(root)},
         "encoders": {
-            "image": {"folder": "mobilenet"},
-            "audio": {"folder": "yamnet", "licence": "none"},
+            "image": {"folder": "resnet"},
+            "audio": {"folder": "resnet-sounds", "licence": "none"},
             "text": {"folder": "bert"},
         },
         "pairs": {

@@ -54,7 +54,8 @@ def test_layers_and_poolings_of_one_text_network_are_one_pass(make_recipe: MakeR
 
 
 def test_layers_of_a_convolution_are_means_over_their_maps(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe()
+    folders = {"image": "mobilenet", "audio": "yamnet", "text": "bert"}
+    recipe = make_recipe(encoders={modality: {"folder": folder} for modality, folder in folders.items()})
     sources: dict[str, Any] = {"last": {"folder": "mobilenet"}, "fifth": {"folder": "mobilenet", "layer": 5}}
     features = encoded(recipe, "image", tmp_path / "cache", **sources, second={"folder": "mobilenet", "layer": 2})
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
