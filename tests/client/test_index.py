@@ -35,11 +35,10 @@ Make = Callable[..., bytes]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def client(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    store = tmp_path_factory.mktemp("indexed") / "store"
-    with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1)) as client:
-        yield client
+@pytest.fixture
+def client(shared_client: httpx2.Client) -> httpx2.Client:
+    """Nothing is taken away after a test: each has a collection of its own."""
+    return shared_client
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def test_graphs_and_bundles_have_the_correction(
     monkeypatch.setattr("training.fit.hubs.STRENGTHS", (0.0, strength))
     monkeypatch.setattr(
         "training.fit.hubs.validate",
-        lambda recipe, heads, data: {"x": float(heads["text"].reserve.slope + heads["image"].reserve.slope)},
+        lambda recipe, heads, data, names: {"x": float(heads["text"].reserve.slope + heads["image"].reserve.slope)},
     )
     recipe = make_recipe(projector={"kind": "linear", "dimensions": 16, "querybank": 8}, train={"steps": 10})
     frozen, _, data = pipeline.prepare(recipe, tmp_path / "cache")

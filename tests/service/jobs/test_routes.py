@@ -4,7 +4,7 @@ import gzip
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,10 @@ Make = Callable[..., bytes]
 TAR = {"content-type": "application/x-tar"}
 
 
-@pytest.fixture(scope="module")
-def client(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    store = tmp_path_factory.mktemp("jobs") / "store"
-    with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1)) as client:
-        yield client
+@pytest.fixture
+def client(shared_client: httpx.Client) -> httpx.Client:
+    """Nothing is taken away after a test: its jobs stay."""
+    return shared_client
 
 
 def test_lines_of_every_kind_of_input(client: httpx.Client, png: Make, wav: Make) -> None:
