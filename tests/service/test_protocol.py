@@ -165,7 +165,8 @@ def test_what_is_no_body_has_an_end(shared_client: httpx.Client, rest: bytes) ->
         connection.sendall(f"GET /healthz HTTP/1.1\r\n{CHUNKED}".encode())
         received = b""
         while not received.endswith(b'{"status":"ok"}'):  # it is answered before it is whole, and not closed yet
-            assert (data := connection.recv(65_536)), received
+            data = connection.recv(65_536)
+            assert data, received
             received += data
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(rest)
