@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def verdict(returncode: int, output: str, said: str) -> tuple[int, str]:
-    """What pip-audit's JSON and messages come to: an exit code, and the text to print."""
+    """Return what pip-audit's JSON and messages come to: an exit code, and the text to print."""
     try:
         packages = json.loads(output)["dependencies"]
     except (ValueError, KeyError, TypeError):

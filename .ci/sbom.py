@@ -64,7 +64,7 @@ def served(document: dict[str, Any], names: Set[str], first: Set[str]) -> dict[s
 
 
 def asked_for(image: str) -> list[Requirement]:
-    """By the project itself, of what stands in this image."""
+    """Return what the project itself asks for in this image."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [*project["dependencies"]]
     for extra in EXTRAS[image]:

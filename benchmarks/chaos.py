@@ -61,7 +61,7 @@ class LeftOut(Exception):
 
 @dataclass
 class Load:
-    """What clients did and got. `cut` are requests whose connection was closed before they were answered."""
+    """Holds what clients did and got. `cut` are requests whose connection was closed before they were answered."""
 
     answers: Counter[int] = field(default_factory=Counter)
     cut: int = 0
@@ -195,7 +195,7 @@ def _readiness(port: int) -> str:
 
 @dataclass
 class Site:
-    """Where a fault is made."""
+    """Says where a fault is made."""
 
     folder: Path
     server: Restarted
@@ -267,7 +267,7 @@ def redis_slow(site: Site) -> Iterator[None]:
 
 @contextmanager
 def redis_corrupt(site: Site) -> Iterator[None]:
-    """What is in it is noise of the right length, the wrong length, or of another type."""
+    """Fill it with noise of the right length, of the wrong length, or of another type."""
 
     def spoil(connection: "redis.Redis", key: bytes, rng: random.Random) -> None:
         length = connection.strlen(key) if connection.type(key) == b"string" else 0

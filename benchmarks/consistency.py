@@ -48,7 +48,7 @@ _ALONE = 0.999
 
 
 class Operation(NamedTuple):
-    """What one client did to one id, or found of it. A value of None: the item is not there."""
+    """Holds what one client did to one id, or found of it. A value of None: the item is not there."""
 
     id: str
     write: bool
@@ -69,7 +69,7 @@ class Findings:
 
 
 def judge(history: Iterable[Operation]) -> Counter[str]:
-    """How many reads of one id no order explains, and what is wrong with each.
+    """Return how many reads of one id no order explains, and what is wrong with each.
 
     Goes through the begins and ends in their order and holds every state that the id may be in: its value, the writes
     under way that have happened, and the reads under way that are explained (Lowe, "Testing for linearizability").

@@ -48,7 +48,7 @@ _START_S = 120.0
 
 @dataclass
 class Client:
-    """What one client knows. A version of None: the item is not there."""
+    """Holds what one client knows. A version of None: the item is not there."""
 
     name: str
     acknowledged: dict[str, int | None] = field(default_factory=dict)
@@ -140,7 +140,7 @@ def _film(colour: str, seconds: int) -> str:
 
 
 def strayed(store: Path) -> int:
-    """How many videos have no moments, and how many moments are not of their video as it is (see Findings)."""
+    """Return how many videos have no moments, and how many moments are not of their video as it is (see Findings)."""
     with closing(schema.connect(store / schema.FILE, read_only=True)) as connection:
         rows = connection.execute(
             """SELECT name, id, metadata FROM items JOIN collections ON collections.key = items.collection

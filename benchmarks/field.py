@@ -39,7 +39,7 @@ _WHERE = re.compile(r"^(?:inputs|items)\[\d+\]: ")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a door said of a file."""
+    """Holds what a door said of a file."""
 
     code: str
     """`ok`, or that of the problem; empty where the door tells none."""
@@ -82,7 +82,7 @@ class Doors:
         return self._stored("json", sample, self._http.post("/items", json={"items": [item]}))
 
     def of_page(self, sample: Sample) -> Answer:
-        """What playground/add.js sends."""
+        """Return what playground/add.js sends."""
         request = {"items": [{"id": sample.name, "collection": "page"}], "on_error": "null"}
         form = {"request": json.dumps(request)}
         files = [("file", (sample.name, sample.data))]
@@ -138,7 +138,7 @@ class Doors:
 
 
 def answers(doors: Doors, every: Sequence[Sample], folder: Path) -> Iterator[tuple[Sample, dict[str, Answer]]]:
-    """Each file with what each door said of it."""
+    """Yield each file with what each door said of it."""
     files = folder / "files"
     files.mkdir()
     for sample in every:
@@ -160,7 +160,7 @@ def answers(doors: Doors, every: Sequence[Sample], folder: Path) -> Iterator[tup
 
 
 def faults(sample: Sample, given: Mapping[str, Answer], like: Answer | None, unlike: Answer | None) -> dict[str, str]:
-    """What is wrong with the answer of each door that is wrong."""
+    """Return what is wrong with the answer of each door that is wrong."""
     wrong = {}
     words = {refusal.detail for refusal in given.values() if refusal.code != "ok"}
     for door, answer in given.items():

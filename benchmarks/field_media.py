@@ -340,7 +340,7 @@ def _animated(photo: Image.Image) -> Iterator[Sample]:
 
 
 def large_images(seed: int) -> Iterator[Sample]:
-    """What takes seconds to make."""
+    """Yield what takes seconds to make."""
     photo = scene(seed)
     large = saved(photo.resize((8_160, 6_120), Image.Resampling.BICUBIC), "JPEG", quality=80)
     like = saved(photo.resize((1_020, 765), Image.Resampling.BICUBIC))

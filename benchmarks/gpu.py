@@ -170,7 +170,7 @@ def all_over_one(path: Path, gpus: int) -> float:
 
 
 def faiss_beside() -> bool | None:
-    """Whether FAISS finds on the GPU, in this process, what it should; None without FAISS for GPUs."""
+    """Return whether FAISS finds on the GPU, in this process, what it should; None without FAISS for GPUs."""
     import faiss
 
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():

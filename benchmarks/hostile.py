@@ -146,7 +146,7 @@ def crowd(address: str, attack: Attack) -> Iterator[None]:
 
 
 def outcome(address: str, job: str) -> str | None:
-    """What a job says of itself: its code, or those of its items, and `ok` where some were stored; None: no end."""
+    """Return what a job says of itself: its code, or those of its items, `ok` where some were stored; None: no end."""
     ended = time.monotonic() + _JOB_S
     while time.monotonic() < ended:
         with urllib.request.urlopen(f"{address}/jobs/{job}", timeout=_PATIENCE_S) as answer:
@@ -186,7 +186,7 @@ def _forget(server: Server) -> None:
 
 
 def flood_all(bundle: Path, folder: Path, findings: Findings) -> None:
-    """Each flood, and in the middle of some SIGTERM. What the other client asks for counts as an attack does."""
+    """Send each flood, and in the middle of some SIGTERM. What the other client asks for counts as an attack does."""
     with floods.serving(bundle, folder) as (server, keys, dimensions):
         for one in floods.FLOODS:
             told = floods.flood(server, keys, one, dimensions)
@@ -286,7 +286,7 @@ def _escaped(store: Path) -> int:
 
 
 def _one(server: Server, attack: Attack, before: int, findings: Findings) -> bool:
-    """Whether the server lives."""
+    """Return whether the server lives."""
     findings.tried += 1
     _forget(server)
     with crowd(server.address, attack):

@@ -55,7 +55,7 @@ class Flood:
 
 @dataclass
 class Told:
-    """What came of a flood."""
+    """Holds what came of a flood."""
 
     answers: list[tuple[str, float]] = field(default_factory=list)
     """Codes and seconds."""
@@ -94,7 +94,7 @@ def long_labels(dimensions: int) -> Iterator[bytes]:
 
 
 def searches(dimensions: int) -> Iterator[bytes]:
-    """Each of 128 queries, of which none is near anything, and all whose likeness is looked through at length."""
+    """Yield 128 queries, of which none is near anything, and all of whose likeness is looked through at length."""
     random = np.random.default_rng(0)
     for _ in range(64):
         vectors = random.standard_normal((128, dimensions)).astype("<f4")
@@ -189,7 +189,7 @@ async def _answered(address: str, wire: bytes, leaves: bool) -> str:
 
 
 def _little(dimensions: int, number: int) -> Iterator[tuple[str, bytes]]:
-    """What the other client asks for, again and again."""
+    """Yield what the other client asks for, again and again."""
     vector = base64.b64encode(np.full(dimensions, 1.0, "<f4").tobytes()).decode()
     yield "GET /models", _request("GET", "/models")
     yield "GET /items/kept", _request("GET", "/items/kept")

@@ -207,7 +207,7 @@ def circular() -> bytes:
 
 
 def _tags(width: int, height: int, **given: int) -> list[bytes]:
-    """What a grey picture of one strip needs, by tag; `given` as t259=5 takes a value's place."""
+    """Return what a grey picture of one strip needs, by tag; `given` as t259=5 takes a value's place."""
     tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: width * height}
     tags |= {int(name[1:]): value for name, value in given.items()}
     start = 14 + 12 * len(tags)
@@ -695,7 +695,7 @@ def silence(format: str, seconds: float, rate: int = 8_000, channels: int = 1) -
 
 
 def damaged(honest: Mapping[str, bytes], seed: int, *, cuts: int, flips: int) -> dict[str, bytes]:
-    """Each file cut off at random places, and with random bytes of it changed."""
+    """Return each file cut off at random places, and with random bytes of it changed."""
     rng = random.Random(seed)
     files = {}
     for name, data in honest.items():

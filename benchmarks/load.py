@@ -30,7 +30,7 @@ _PATIENCE_S = 60.0  # for the answers that are still out when the time is up
 
 @dataclass
 class Load:
-    """What came of it."""
+    """Holds what came of it."""
 
     seconds: float = 0.0
     """The seconds that were counted: as many as were asked for, and on until there are as many answers as clients."""
@@ -203,7 +203,7 @@ async def _closed(host: str, port: int, requests: Sequence[bytes], clients: int,
 
 
 async def _open(host: str, port: int, requests: Sequence[bytes], rate: float, seconds: float) -> Load:
-    """Each request takes an idle connection, or a new one."""
+    """Send requests at a rate, each on an idle connection or a new one."""
     loop = asyncio.get_running_loop()
     load = Load()
     idle: list[_Client] = []

@@ -9,7 +9,7 @@ _WIDTH = 34
 
 
 def take_turns(contenders: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
-    """What each gave in each round; every other round goes the other way round."""
+    """Return what each gave in each round; every other round goes the other way round."""
     results: dict[str, list[Measured]] = {name: [] for name in contenders}
     for turn in range(rounds):
         order = list(contenders)

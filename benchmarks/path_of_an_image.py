@@ -58,7 +58,7 @@ _START_S = 60.0
 
 @dataclass
 class Passage:
-    """What is noted of one request."""
+    """Holds what is noted of one request."""
 
     data: bytes
     functions: dict[CodeType, bool] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Passage:
             self.functions[code] = True
 
     def _seen(self, values: Iterable[Any]) -> bool:
-        """Whether the image is among the values; notes the types that hold it."""
+        """Return whether the image is among the values; notes the types that hold it."""
         seen = False
         for value in values:
             if isinstance(value, list | tuple | dict):
@@ -92,7 +92,7 @@ class Passage:
         return seen
 
     def _form(self, value: Any, depth: int) -> str | None:
-        """What of the image the value holds."""
+        """Return what of the image the value holds."""
         match value:
             case str():
                 return "base64" if value == self.text else None

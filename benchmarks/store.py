@@ -221,7 +221,7 @@ async def measure(bundle: Path, work: Path, queries: Vectors, right: dict[str, N
 async def against_faiss(
     file: Path, snapshot: IndexSnapshot, ask: Callable[[Vectors], Awaitable[list[int]]], queries: Vectors
 ) -> tuple[list[list[int]], dict[str, float]]:
-    """What the store found, and how long it took and FAISS did (see the module)."""
+    """Return what the store found, and how long it took and FAISS did (see the module)."""
     faiss.omp_set_num_threads(1)
     parameters = faiss.SearchParametersHNSW(efSearch=ef_search(Effort(), COUNT, 1.0, snapshot.count))
     alone = faiss.read_index(str(file))

@@ -115,7 +115,7 @@ def print_search(client: httpx2.Client, question: str, request: Mapping[str, Any
 
 
 def print_firsts(client: httpx2.Client, title: str, modality: str, queries: Iterable[str]) -> None:
-    """What each query finds first, and second, among the items of one modality."""
+    """Print what each query finds first, and second, among the items of one modality."""
     rows = []
     for query in queries:
         results = post(client, "/search", {"query": query, "modalities": [modality], "top_k": 2})["results"]

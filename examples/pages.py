@@ -75,7 +75,7 @@ def _first_command(lines: list[str]) -> tuple[str, str]:
 
 
 def _is_open(text: str) -> bool:
-    """Whether a command goes on on the next line."""
+    """Return whether a command goes on on the next line."""
     if text.endswith("\\"):
         return True
     try:
@@ -130,11 +130,11 @@ class Reader:
         return clean | dict(self.variables)
 
     def _shown(self, text: str) -> str:
-        """As it would read with the port that the pages name."""
+        """Return the text as it would read with the port that the pages name."""
         return text.replace(self.address.removeprefix("http://"), _NAMED.removeprefix("http://"))
 
     def run(self, command: Command) -> str:
-        """What a command prints, on both outputs. Raises PageError where it fails or does not end."""
+        """Return what a command prints, on both outputs. Raises PageError where it fails or does not end."""
         text = command.text.replace(_NAMED, self.address)
         if command.serves:
             return self._serve(text.rstrip("& "))

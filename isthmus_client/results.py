@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Problem:
-    """Why one input of a batch failed."""
+    """Says why one input of a batch failed."""
 
     code: str
     detail: str
@@ -176,7 +176,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Facets:
-    """How many items there are: all, of each modality, and with each value of metadata keys."""
+    """Says how many items there are: all, of each modality, and with each value of metadata keys."""
 
     total: int
     modalities: Mapping[str, int]
@@ -231,7 +231,7 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class FeedbackVersion:
-    """What a collection was taught by: the numbers of judged items and of judged queries."""
+    """Holds what a collection was taught by: the numbers of judged items and of judged queries."""
 
     version: int
     created: str

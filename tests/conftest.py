@@ -147,7 +147,7 @@ def settings(bundle_dir: Path, tmp_path: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def shared_client(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """For tests that leave nothing behind: one server for a whole module."""
+    """One server serves a whole module, for tests that leave nothing behind."""
     store = tmp_path_factory.mktemp("shared") / "store"
     with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1)) as client:
         yield client

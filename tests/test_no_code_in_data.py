@@ -37,7 +37,7 @@ FORBIDDEN_NAMES = {"eval", "exec", "compile", "__import__"}
 
 
 def wrong(source: str) -> list[str]:
-    """What a file's source does that can turn data into code."""
+    """Return what a file's source does that can turn data into code."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -119,7 +119,7 @@ def build(
 
 
 def colour_features(colour: tuple[int, int, int]) -> NDArray[np.float32]:
-    """What the image graph pools from a plain image: channel by channel, four quarters each."""
+    """Return what the image graph pools from a plain image: channel by channel, four quarters each."""
     return np.repeat((np.asarray(colour, np.float32) / 255 - 0.5) / 0.5, 4)
 
 

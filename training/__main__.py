@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,17 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
             if "out" in options:
                 check_target(options.out)  # before hours of training, and again when it is written
             result = options.function(recipe, options)
+        if joined().index == 0:
+            print(json.dumps(result), flush=True)
     except (TrainingError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has; what is left is not to fail at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    if joined().index == 0:
-        print(json.dumps(result))
     return 0 if result.get("ok", True) else 1  # what `doctor` finds lacking
 
 

@@ -652,7 +652,7 @@ def _stated(source: EncoderSource, modality: Modality, values: dict[str, Any]) -
 
 
 class _Described(BaseModel):
-    """What an encoder.json says."""
+    """Holds what an encoder.json says."""
 
     name: str = Field(min_length=1)
     modality: str

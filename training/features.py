@@ -204,7 +204,7 @@ class Online:
 
 
 def _chunk(encoder: FrozenEncoder, tokens: bool) -> int:
-    """How many items are encoded at a time."""
+    """Return how many items are encoded at a time."""
     return _CHUNK.get(encoder.modality, 128) * (8 if _fast(encoder, tokens)[0] == "cuda" else 1)
 
 
@@ -261,7 +261,7 @@ def _encode(
 
 
 def _held(rows: Mapping[str, NDArray[np.float32]], largest: float) -> bool:
-    """Whether the store's types hold the rows: pooled features up to `largest`, local vectors in float16."""
+    """Return whether the store's types hold the rows: pooled features up to `largest`, local vectors in float16."""
     local = rows.get("tokens")
     fits = local is None or bool((np.abs(local) <= np.finfo(np.float16).max).all())
     return fits and bool((np.abs(rows["pooled"]) <= largest).all())
@@ -341,7 +341,7 @@ def _append(contents: Path, records: Sequence[bytes]) -> None:
 
 
 def _stated(item: Item) -> tuple[bytes, float]:
-    """What changes where a file may have changed, as 16 bytes, and the seconds since it last did."""
+    """Return what changes where a file may have changed, as 16 bytes, and the seconds since it last did."""
     item = item.medium if isinstance(item, View) else item
     assert not isinstance(item, str)
     try:

@@ -31,7 +31,7 @@ FILE_COLUMNS = ("file", "path", "filename", "file_name", "image", "audio", "medi
 BROKEN = 0.1
 """Share of a set that may be broken: beyond it, it is another set than was meant."""
 _TOLD = 10  # broken samples that are named
-_ELSEWHERE = "set data.root (--set data.root=… or ISTHMUS_DATA)"
+_HOW_TO_SET_ROOT = "set data.root (--set data.root=… or ISTHMUS_DATA)"
 
 
 class PairError(TrainingError):
@@ -206,7 +206,7 @@ def _file(recipe: Recipe, name: str, field: str, named: Path) -> Path:
     """Return the path of a file that a field of a source names. Raises PairError where it is not there."""
     path = recipe.path(named)
     if not path.is_file():
-        raise PairError(f"pairs.{name}: {field}: {path} is not there; {_ELSEWHERE}")
+        raise PairError(f"pairs.{name}: {field}: {path} is not there; {_HOW_TO_SET_ROOT}")
     return path
 
 
@@ -255,7 +255,7 @@ def table_files(recipe: Recipe, name: str, source: PairSource) -> list[str]:
         absent = next((file for file in files if "://" not in file and not Path(file).is_file()), None)
         if absent is not None or not files:
             what = f"{absent} is not there" if absent else f"{pattern} matches no file"
-            raise PairError(f"pairs.{name}: {what}; {_ELSEWHERE}")
+            raise PairError(f"pairs.{name}: {what}; {_HOW_TO_SET_ROOT}")
         named += files
     return named
 

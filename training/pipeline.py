@@ -222,7 +222,7 @@ def _projected(trained: Trained, part: Prepared) -> tuple[NDArray[np.float32], N
 
 
 def _unseen(splits: Mapping[Split, Prepared], result: Labelled) -> dict[str, Any]:
-    """Whether training saw the classes of a test split, and top-1 of those that it did not."""
+    """Return whether training saw the classes of a test split, and top-1 of those that it did not."""
     name, labels, train = result.pairs.name, result.pairs.labels, splits["train"].pairs.labels
     assert labels is not None
     known = np.isin(labels, [] if train is None else train)

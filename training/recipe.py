@@ -81,7 +81,7 @@ _OF_WEIGHTS = ("pooling", "normalise", "layers", "beside", "tokens", "scales", "
 
 
 class EncoderSource(_Model):
-    """Where a frozen encoder comes from: exactly one of the five. A path that starts with a dot is the recipe's own."""
+    """Says where a frozen encoder comes from: one of the five. A path with a dot first is beside the recipe."""
 
     hub: str | None = None
     revision: str | None = None
@@ -244,7 +244,7 @@ class ProjectorSpec(_Model):
 
     @property
     def closed(self) -> bool:
-        """Whether the head is computed instead of trained."""
+        """Return whether the head is computed instead of trained."""
         return self.kind in ("ridge", "cca")
 
     @property
@@ -258,7 +258,7 @@ class ProjectorSpec(_Model):
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether the head reads local vectors, and not pooled ones alone."""
+        """Return whether the head reads local vectors, and not pooled ones alone."""
         return self.kind == "token"
 
     @model_validator(mode="after")
@@ -345,7 +345,7 @@ class TrainSpec(_Model):
 
 
 class ExportSpec(_Model):
-    """What a bundle's towers come in. Each precision passes the gates of training/bundle/precision.py or is refused."""
+    """Says what a bundle's towers come in. What does not pass the gates of training/bundle/precision.py is refused."""
 
     weights: Literal["fp32", "fp16"] = "fp32"
     """fp16: the files keep large weights in 16 bits, and a runtime makes them 32 bits again as it loads them: half the
@@ -371,7 +371,7 @@ class TextSource(_Model):
 
 
 class LeakSpec(_Model):
-    """What of the training media counts as in a test split, and is left out of training."""
+    """Holds what of the training media counts as in a test split, and is left out of training."""
 
     image: int | None = Field(default=None, ge=0, le=16)
     """Bits of 64 by which each of two perceptual hashes of a picture may differ from a test picture's. None: pictures

@@ -202,7 +202,7 @@ def cut_off(path: Path, fake: Fake, name: str, cache: Path, folder: Path) -> int
 
 
 def answered(fake: Fake, data: Path, rows: Sequence[tuple[str, str]], folder: Path) -> dict[str, Any]:
-    """What a server with the attached bundle finds for photographs among captions that were stored as vectors."""
+    """Return what a server with the attached bundle finds for photographs among captions stored as vectors."""
     texts = [caption for _, caption in rows]
     names = list(dict.fromkeys(name for name, _ in rows))[:PHOTOGRAPHS]
     vectors = fake.embed(texts)

@@ -253,7 +253,7 @@ def background(bank: Vectors, vectors: Vectors) -> Background:
 
 
 def answer(query: Vectors, asked: Asked, gallery: Gallery, bank: Bank, known: Mapping[str, Background]) -> Answer:
-    """What `balance` finds: the TOP nearest of each kind, with their confidences."""
+    """Return what `balance` finds: the TOP nearest of each kind, with their confidences."""
     places = [
         np.argsort(-np.where(there, vectors @ query, -2))[:TOP]
         for vectors, there in zip(gallery.values(), asked.there, strict=True)
@@ -319,7 +319,7 @@ def compared(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
 
 
 def milliseconds(bank: Bank, vectors: Vectors) -> float:
-    """What one search of TOP results takes more, of a million items: the median of many, processor time."""
+    """Return what one search of TOP results takes more, of a million items: the median of many, processor time."""
     known = {"image": replace(measured(bank.words, vectors[:SAMPLE]), count=_MILLION)}
     similar, taken = (vectors[:TOP] @ bank.words[0]).tolist(), []
     for _ in range(_TIMES):

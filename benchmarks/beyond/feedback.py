@@ -102,7 +102,7 @@ def _found(
 
 
 def right(client: Isthmus, asked: Sequence[Asked]) -> NDArray[np.bool_]:
-    """Whether each query finds first what it asks for, among the held-out items of its set."""
+    """Return whether each query finds first what it asks for, among the held-out items of its set."""
     result = np.zeros(len(asked), np.bool_)
     for name, kind in KINDS.items():
         places = [place for place, one in enumerate(asked) if one.set == name]
@@ -113,7 +113,7 @@ def right(client: Isthmus, asked: Sequence[Asked]) -> NDArray[np.bool_]:
 
 
 def thumbs(client: Isthmus, concept: tuple[str, str], judge: str, rng: np.random.Generator) -> Judgement:
-    """What a judge says of what is found for a concept by its name."""
+    """Return what a judge says of what is found for a concept by its name."""
     name, answer = concept
     query = plain(answer)
     [hits] = _found(client, [query], LOOKED_AT, {"set": name, "part": "seen"}, KINDS[name], feedback=False)

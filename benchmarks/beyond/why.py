@@ -120,7 +120,7 @@ def told_apart(client: Isthmus, one: Planted, parts: int) -> bool:
 
 
 def embedded(client: Isthmus, address: str, query: str, **options: Any) -> int:
-    """How many inputs a search embeds, by the server's own count of what its cache did not have."""
+    """Return how many inputs a search embeds, by the server's own count of what its cache did not have."""
 
     def misses() -> float:
         counted = re.search(r'^isthmus_cache_total\{result="miss"\} (\S+)', httpx2.get(f"{address}/metrics").text, re.M)

@@ -128,7 +128,7 @@ class Pair(nn.Module):
         return normalize(self.sentence(self.dropout_text(self.standard_text(part.sentences[rows]))), dim=-1)
 
     def further(self, part: Local, rows: Tensor) -> Tensor:
-        """What a variant adds to the projected pooled vector."""
+        """Return what a variant adds to the projected pooled vector."""
         return torch.zeros(())
 
     def loss(self, part: Local, media: Tensor, texts: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def _both(lab: Lab, seed: int) -> tuple[Bundle, Bundle, list[Row]]:
 
 
 def _unchanged(lab: Lab, bundle: Bundle) -> bool:
-    """Whether the starter's towers are the same files, and give the same bits."""
+    """Return whether the starter's towers are the same files, and give the same bits."""
     old = lab.starter
     photographs = lab.pairs["caltech101"]["test"].media[:8]
     items: dict[Modality, Sequence[Item]] = {"image": photographs, "text": _CAPTIONS[:32]}
@@ -162,7 +162,7 @@ def registered(lab: Lab) -> Outcome:
 
 
 def _served(lab: Lab) -> dict[str, bool]:
-    """What a server of the extended bundle answers over HTTP, over a store that the starter filled."""
+    """Return what a server of the extended bundle answers over HTTP, over a store that the starter filled."""
     bundle, _, rows = _both(lab, 0)
     folder, _ = _drawn(lab, 0)
     photographs = lab.pairs["caltech101"]["test"].media[:5]

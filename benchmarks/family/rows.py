@@ -23,7 +23,7 @@ NOTHING_TO_TAKE = {57: "Croc", 69: "EVE", 76: "VL-GPT"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a row measured."""
+    """Holds what a row measured."""
 
     figure: str
     """What was measured in words, with every number that the verdict stands on."""

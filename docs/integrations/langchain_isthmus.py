@@ -29,7 +29,7 @@ class IsthmusEmbeddings(Embeddings):
         return _vector(self.client.embed([text], role="query")[0])
 
     def embed_images(self, paths: Sequence[Path]) -> list[list[float]]:
-        """As the multimodal embeddings of other integrations have it."""
+        """Embed pictures, as the multimodal embeddings of other integrations do."""
         return [_vector(each) for each in self.client.embed_many(paths, on_error="fail")]
 
 

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Collection, Mapping
 from contextlib import nullcontext
@@ -58,7 +59,7 @@ _PAGE_HEADERS = {
 }
 
 
-class OfRequests:
+class OfRequests(ABC):
     """Handles HTTP requests alone: it passes on the start and the end of the app."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -67,8 +68,9 @@ class OfRequests:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         return (self.handle if scope["type"] == "http" else self.app)(scope, receive, send)
 
+    @abstractmethod
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
+        """Handle one request."""
 
 
 class Context(OfRequests):

@@ -74,7 +74,7 @@ _TOKENIZER = {
 
 @dataclass
 class Outcome:
-    """What was written."""
+    """Holds what was written."""
 
     folder: Path
     collection: str

@@ -30,7 +30,7 @@ _Size = Annotated[int, Field(gt=0, le=_MOST_NUMBERS)]
 
 
 class ArrayPreprocessing(BaseModel):
-    """How a tower wants its arrays: the shape of a file, the rows that are taken of it, and the standardisation."""
+    """Says how a tower wants its arrays: the shape of a file, the rows taken of it, and the standardisation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -15,7 +15,7 @@ from service.store import Item, Moment, Shown
 
 @dataclass(frozen=True)
 class Match:
-    """How an item follows a script."""
+    """Says how an item follows a script."""
 
     id: str
     score: float

@@ -353,7 +353,7 @@ class ItemsResponse(BaseModel):
 
 
 class ItemPreview(BaseModel):
-    """What can be shown of an item: the text of a text item, and where `previews` is set what `/previews` returns."""
+    """Holds what can be shown of an item: the text of a text item; with `previews` set, what `/previews` returns."""
 
     text: str | None = Field(default=None, description="Its first 1,000 characters.")
     media_type: Literal["image/jpeg", "image/webp", "audio/mpeg"] | None = Field(
@@ -399,7 +399,7 @@ class FacetValue(BaseModel):
 
 
 class Facet(BaseModel):
-    """How often a metadata key holds each value."""
+    """Says how often a metadata key holds each value."""
 
     values: list[FacetValue] = Field(description="The most frequent first, at most 1,000.")
     missing: int = Field(description="Items without the key, or with a list or an object there.")
@@ -421,7 +421,7 @@ class MovedResponse(BaseModel):
 
 
 class CollectionPart(BaseModel):
-    """How the items of one modality are indexed at present."""
+    """Says how the items of one modality are indexed at present."""
 
     modality: StoredModality
     kind: Kind

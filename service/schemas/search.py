@@ -362,7 +362,7 @@ class WhyWord(BaseModel):
 
 
 class Why(BaseModel):
-    """What carried a result. A field that there is nothing for is absent."""
+    """Holds what carried a result. A field that there is nothing for is absent."""
 
     cells: list[list[float]] | None = Field(
         default=None,

@@ -342,7 +342,9 @@ class Index:
                 continue
             many = max(rules.dead_share * built.count, rules.graph_from)
             dead = view.dead if view.dead <= many else built.count - np.count_nonzero(view.alive[: built.count])
-            if spec != built.spec or rules.outgrows(built, living) or dead > many:
+            trained = built.spec.kind != "hnsw" or built.spec.precision == "int8"
+            outgrown = trained and living > rules.outgrown * built.trained
+            if spec != built.spec or outgrown or dead > many:
                 return modality, view, spec, False
             if view.count - built.count >= rules.rest_least(built.count):
                 return modality, view.head(max(2 * built.count, built.count + rules.step)), spec, True

@@ -51,7 +51,7 @@ _MET_LEAST = 0.05
 _NPROBE_SHARE, _NPROBE_LEAST = 1 / 96, 32
 """Of the lists, that a search looks into unless it says otherwise; of few lists, eight miss 7 % of the ten nearest of
 100,000 vectors, and 32 1.4 %. Of ten million vectors a ninety-sixth misses 2.9 % with 160 candidates, and a
-forty-second 2.0 % in a third more time (docs/LOG.md)."""
+forty-third 2.0 % in a third more time (docs/LOG.md)."""
 _PER_CENTROID = 40
 _MOST_LISTS = 4_096
 """Lists beyond which finding a vector's list costs more than shorter lists save."""
@@ -122,22 +122,13 @@ class Rules:
     """An index takes in at most as much as it holds, or this much, before it is switched to: what a step has done is
     searched sooner, and outlives a restart."""
     outgrown: int = 16
-    """Times its size at its training, beyond which codes are trained anew, and lists where there would be twice as
-    many: to build ten million anew takes two GB and minutes beside the index that is there."""
+    """Times its size at its training, beyond which lists and codes are trained anew."""
     memory: int = field(default_factory=lambda: os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     """Bytes. Where a float32 graph would take more than half of it, `auto` takes int8, and then product codes."""
 
     def rest_least(self, indexed: int) -> int:
         """Return how many vectors in no index there are from which on an index that holds so many takes them in."""
         return int(min(max(self.rest_at_least, self.rest_share * indexed), self.rest_at_most))
-
-    def outgrows(self, built: "IndexSnapshot", count: int) -> bool:
-        """Return whether an index is to be trained anew, for `count` vectors."""
-        if count <= self.outgrown * built.trained:
-            return False
-        if built.spec.kind == "hnsw":
-            return built.spec.precision == "int8"  # the others have learned nothing
-        return _lists(count) >= 2 * _lists(built.trained)
 
     def choose(self, request: IndexRequest, count: int, dimensions: int, present: Kind | None = None) -> IndexSpec:
         """Return the index of a part of `count` vectors that is served by an index of kind `present` now."""
@@ -308,6 +299,7 @@ def extend(
     """Return a copy of an index, which may be searched meanwhile, that holds the batches too; None when stopped. An
     index that nobody searches need not be copied."""
     inverted = _inverted(built.index)
+    # Earlier versions had lists of other kinds, and codes without a rotation.
     if not copy or not isinstance(inverted, faiss.IndexIVFPQ) or inverted is built.index:
         index = faiss.clone_index(built.index) if copy else built.index
         return IndexSnapshot(built.spec, index, built.trained) if _add(index, batches, stopped) else None
@@ -353,13 +345,14 @@ def _add(index: Any, batches: Iterator[Vectors], stopped: Callable[[], bool]) ->
 
 def _empty(spec: IndexSpec, dimensions: int, count: int) -> Any:
     metric = faiss.METRIC_INNER_PRODUCT
+    lists = int(max(1, min(4 * count**0.5, count / _PER_CENTROID, _MOST_LISTS)))
     codes = _code_bytes(dimensions)
     if spec.kind == "hnsw":
         suffix = {"float32": "Flat", "float16": "SQfp16", "int8": "SQ8"}[spec.precision or "float32"]
         index = faiss.index_factory(dimensions, f"HNSW{_M},{suffix}", metric)
         index.hnsw.efConstruction = _EF_CONSTRUCTION
         return index
-    index = faiss.index_factory(dimensions, f"OPQ{codes},IVF{_lists(count)},PQ{codes}np", metric)
+    index = faiss.index_factory(dimensions, f"OPQ{codes},IVF{lists},PQ{codes}np", metric)
     rotation = faiss.downcast_VectorTransform(index.chain.at(0))
     rotation.niter, rotation.niter_pq_0, rotation.max_train_points = _ROTATION_ROUNDS, _CODEBOOK_ROUNDS, _ROTATED
     inverted = _inverted(index)
@@ -367,10 +360,6 @@ def _empty(spec: IndexSpec, dimensions: int, count: int) -> Any:
     for clustering in (inverted.cp, inverted.pq.cp):
         clustering.min_points_per_centroid = 1  # FAISS prints a warning for each codebook otherwise
     return index
-
-
-def _lists(count: int) -> int:
-    return int(max(1, min(4 * count**0.5, count / _PER_CENTROID, _MOST_LISTS)))
 
 
 def _code_bytes(dimensions: int) -> int:

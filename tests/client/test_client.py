@@ -237,7 +237,7 @@ def test_items_are_stored_in_batches(space: Isthmus, media: Path) -> None:
 
 
 def test_files_are_sent_as_they_are(media: Path) -> None:
-    """As parts of a form, in order; what no content tells from a sound is base64, in its own place."""
+    """Files are parts of a form, in order; what no content tells from a sound is base64, in its own place."""
     asked: list[httpx2.Request] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:

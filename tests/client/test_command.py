@@ -388,7 +388,7 @@ def test_in_a_terminal_tables_fit_and_progress_is_drawn(run: Run, client: httpx2
 
 
 def in_a_terminal(arguments: Sequence[str], columns: int) -> str:
-    """What the command prints in a terminal of that width."""
+    """Return what the command prints in a terminal of that width."""
     leader, follower = pty.openpty()
     size = struct.pack("HHHH", 40, columns, 0, 0)
     fcntl.ioctl(follower, termios.TIOCSWINSZ, size)

@@ -72,7 +72,7 @@ def counts(result: Result) -> dict[str, int]:
 
 
 def refused(result: Result) -> dict[str, str]:
-    """What it says of each file that is not stored."""
+    """Return what it says of each file that is not stored."""
     said = [line.removeprefix("error: ") for line in result.stderr.splitlines() if line.startswith("error: ")]
     return dict(line.split(": ", 1) for line in said)
 
@@ -519,7 +519,7 @@ def test_a_watch_goes_on_where_its_server_does_not_answer_and_says_what_to_do_wh
     texts(folder, 1)
 
     def changes(*given: object, **options: object) -> Iterator[set[str]]:
-        """As watchfiles: the first look, the look after a failure, and then no room for more watches."""
+        """Yield what watchfiles does: the first look, the look after a failure, and then no room for more watches."""
         yield set()
         yield set()
         raise OSError(28, "OS file watch limit reached")

@@ -52,7 +52,7 @@ def rewrite(bundle: Bundle, change: Change) -> None:
 
 
 def test_a_bias_is_of_the_towers_that_learned_it(bundle: Bundle) -> None:
-    """As of an imported SigLIP that got ears, and then a text tower that was bound."""
+    """The bundle is that of an imported SigLIP that got ears, and then a text tower that was bound."""
 
     def with_kinds(**kinds: str) -> Manifest:
         towers = bundle.manifest.towers.items()
@@ -328,7 +328,7 @@ _PATHS = st.sampled_from(["../x", "/etc/passwd", "a/../../b", "\0", "", ".", "x"
 
 
 def _places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Of everything in a manifest."""
+    """Return the places of everything in a manifest."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [at, *(place for key, held in inside for place in _places(held, (*at, key)))]
 

@@ -46,7 +46,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def fault(sample: media.Sample) -> str | None:
-    """What is wrong with how a file is read."""
+    """Return what is wrong with how a file is read."""
     take = seen if sample.kind == "image" else heard
     try:
         vector, cut = take(sample.data)

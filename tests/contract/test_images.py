@@ -53,7 +53,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
-    """Of a PNG."""
+    """Return a chunk of a PNG."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
@@ -360,7 +360,7 @@ SQUASHED = ImagePreprocessing(height=96, width=48)
 
 
 def mean_difference(data: bytes, spec: ImagePreprocessing) -> float:
-    """Of a scaled from a full decode, in 255ths."""
+    """Return how far a scaled decode is from a full one on average, in 255ths."""
     return 127.5 * float(np.abs(read_image(data, spec) - preprocess_image(decode_image(data), spec)).mean())
 
 

@@ -39,7 +39,7 @@ def noise(seconds: float, loudness: float = 0.1, seed: int = 0) -> NDArray[np.fl
 
 
 def starts(samples: int, window: int, hop: int, least: int) -> list[int]:
-    """Where the stretches of a sound of so many samples begin, by the definition of `cut`."""
+    """Return where the stretches of a sound of so many samples begin, by the definition of `cut`."""
     count = 1 + -(-max(0, samples - window) // hop)
     if count > 1 and samples - ((count - 2) * hop + window) < least:
         count -= 1

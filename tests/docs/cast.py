@@ -65,7 +65,7 @@ class CastError(Exception):
 
 @dataclass(frozen=True)
 class Event:
-    """What was printed at once."""
+    """Holds what was printed at once."""
 
     seconds: float
     text: str
@@ -165,7 +165,7 @@ def _shortened(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def as_cast(events: Iterable[Event]) -> str:
-    """As asciicast v2 (docs.asciinema.org/manual/asciicast/v2)."""
+    """Return events as asciicast v2 has them (docs.asciinema.org/manual/asciicast/v2)."""
     header = {"version": 2, "width": COLUMNS, "height": ROWS, "title": "Isthmus: the first run"}
     lines = [header, *([event.seconds, "o", event.text] for event in events)]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

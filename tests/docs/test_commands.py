@@ -74,7 +74,7 @@ def flat(command: Command) -> str:
 
 
 def is_run(command: Command) -> bool:
-    """Whether a page's command is run as it stands."""
+    """Return whether a page's command is run as it stands."""
     text = flat(command)
     elsewhere = ("make ", *OF_THE_TRAINER)
     return not text.startswith(elsewhere) and not any(re.match(start, text) for start in NOT_RUN)
@@ -221,7 +221,7 @@ def index_sample_media(space: Isthmus) -> None:
 
 
 def in_order(names: list[str], printed: list[str]) -> bool:
-    """Whether the names are printed in this order, with others between them or not."""
+    """Return whether the names are printed in this order, with others between them or not."""
     rest = iter(printed)
     return all(name in rest for name in names)
 

@@ -31,7 +31,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def rows() -> dict[str, dict[str, str]]:
-    """By heading: each field with what stands in the column of defaults."""
+    """Return, by heading, each field with what stands in the column of defaults."""
     parts = re.split(r"^## (.+)$", PAGE.read_text(), flags=re.MULTILINE)
     return {
         heading: dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\| ", body, re.MULTILINE))

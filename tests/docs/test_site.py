@@ -58,7 +58,7 @@ def test_files_that_pages_include_are_shown(site: Path) -> None:
 
 
 def text_of(page: Path) -> str:
-    """What a reader sees, without markup."""
+    """Return what a reader sees, without markup."""
     return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
 
 

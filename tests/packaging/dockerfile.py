@@ -104,11 +104,11 @@ def run_steps(stage: Stage, folder: Path, move: Callable[[str], str]) -> None:
             )
             assert done.returncode == 0, f"RUN {value}\n{done.stdout}{done.stderr}"
         else:
-            raise NotImplementedError(f"{instruction} is not known here")
+            raise ValueError(f"{instruction} is not known here")
 
 
 def make_root(folder: Path) -> Path:
-    """What the image `cpu` begins with, made in a folder: its root, with the environment at /opt/isthmus."""
+    """Return what the image `cpu` begins with, made in a folder: its root, with the environment at /opt/isthmus."""
     moved = {"/opt/isthmus": folder / "isthmus", "/system": folder / "rootfs"}
 
     def move(text: str) -> str:

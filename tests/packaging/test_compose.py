@@ -42,7 +42,7 @@ def test_the_parser_refuses_what_the_specification_does_not_know(text: str) -> N
 
 
 def started(compose: dict[str, Any], *named: str) -> set[str]:
-    """What `docker compose up` starts: the services without a profile, or those named and what they depend on.
+    """Return what `docker compose up` starts: the services without a profile, or those named and what they depend on.
 
     As Compose documents it, a named service starts whatever its profile is, and so does what it depends on, if that has
     the same profile or none.

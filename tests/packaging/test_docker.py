@@ -160,7 +160,7 @@ def image(stages: dict[str, Stage], bundle_dir: Path, tmp_path_factory: pytest.T
 
 
 def _is_program(path: Path) -> bool:
-    """In machine code, and no library. Scripts need an interpreter, and there is one."""
+    """Return whether a file is in machine code, and no library. Scripts need an interpreter, and there is one."""
     with path.open("rb") as file:
         return file.read(4) == b"\x7fELF" and ".so" not in path.name and not path.is_symlink()
 

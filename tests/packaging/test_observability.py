@@ -32,7 +32,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def expressions() -> list[str]:
-    """Of the dashboard's panels and of the alerts, the dashboard's variables filled in."""
+    """Return those of the dashboard's panels and of the alerts, the dashboard's variables filled in."""
     shown = [target["expr"] for panel in PANELS for target in panel["targets"]]
     filled = [each.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*") for each in shown]
     return filled + [each["expr"] for each in alerts()]

@@ -152,7 +152,7 @@ def browser(media: Path) -> Iterator[Browser]:
 
 @pytest.fixture
 def complaints() -> list[str]:
-    """What the consoles have said. A test removes what it expects."""
+    """Return what the consoles have said. A test removes what it expects."""
     return []
 
 

@@ -37,7 +37,7 @@ FRAMES = 120
 
 
 def wait_until_it_fits(page: Page) -> None:
-    """What is drawn by a script follows a change of the window's size a moment later."""
+    """Wait until the page fits: what a script draws follows the window's size a moment later."""
     assert page.evaluate(FITS, FRAMES) == []
 
 

@@ -86,7 +86,7 @@ def scroll_to_the_end(page: Page, within: str, count: int) -> None:
 
 
 def run_curl(page: Page, view: str, folder: Path, **environment: str) -> Any:
-    """What the view's command answers, run as it stands."""
+    """Return what the view's command answers, run as it stands."""
     page.locator(f"#{view}-request summary").click()
     page.locator(f"#{view}-request").get_by_role("button", name="Copy").click()
     expect(page.locator("#live")).to_have_text("The command is copied")

@@ -181,7 +181,7 @@ def test_weights_unpack_to_what_was_measured(page: Page) -> None:
 
 
 def tokens(page: Page, path: Path, texts: list[str], most: int) -> list[dict[str, Any]]:
-    """What the page's tokenizer makes of texts."""
+    """Return what the page's tokenizer makes of texts."""
     encode = """async ([file, texts, most]) => {
       const { tokenizer } = await import("./playground/tokens.js");
       return texts.map(tokenizer(JSON.parse(file), most));

@@ -30,7 +30,7 @@ FOUND = {"facial-recognition": [], "imageHeight": 30, "imageWidth": 40}
 
 
 def predict(client: httpx.Client, entries: Any, image: bytes | None = None, **more: Any) -> httpx.Response:
-    """As a browser's FormData writes it: a Blob has the file name `blob`."""
+    """Ask as a browser's FormData writes it: a Blob has the file name `blob`."""
     parts: dict[str, Any] = {"entries": (None, entries if isinstance(entries, str) else json.dumps(entries))}
     parts |= {name: (None, value) for name, value in more.items()}
     return client.post("/predict", files=parts | ({} if image is None else {"image": ("blob", image)}))

@@ -44,7 +44,7 @@ console.log(JSON.stringify(answers));
 
 @pytest.fixture(scope="module")
 def ids_client(bundle_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """Of a server whose operator lets clients have the bundle's tokenizer."""
+    """Yield a client of a server whose operator lets clients have the bundle's tokenizer."""
     store = tmp_path_factory.mktemp("ids") / "store"
     with serving(Settings(bundle=bundle_dir, store=store, device="cpu", threads=1, token_ids=True)) as client:
         yield client
@@ -62,7 +62,7 @@ def native(shared_client: httpx.Client) -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def closed() -> Iterator[httpx.Client]:
-    """For programs that would leave their own open."""
+    """Yield a client that is closed, for programs that would leave their own open."""
     with httpx.Client(trust_env=False) as client:
         yield client
 

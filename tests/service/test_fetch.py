@@ -59,7 +59,7 @@ _opened: dict[str, FetchConfig] = {}
 
 
 def opened(settings: Settings) -> FetchConfig:
-    """Each once: reading the public authorities takes long."""
+    """Open each once: to read the public authorities takes long."""
     key = settings.model_dump_json()
     if key not in _opened:
         made = fetch_config(settings)

@@ -48,7 +48,7 @@ filters = st.recursive(
 
 
 def holds(raw, held):
-    """What the grammar means, once more and from the JSON itself."""
+    """Return what the grammar means, once more and from the JSON itself."""
 
     def same(a, b):
         plain = (str, int, float)

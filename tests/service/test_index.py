@@ -2,7 +2,6 @@ import threading
 import tracemalloc
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -321,21 +320,6 @@ _values = st.one_of(
 def test_cells_of_one_type_are_encoded_as_each_is(values):
     kinds, encoded = _cells(values)
     assert list(zip(kinds.tolist(), encoded.tolist(), strict=True)) == [_encoded(value) for value in values]
-
-
-@pytest.mark.parametrize(
-    ("kind", "precision", "trained", "count", "anew"),
-    [
-        ("ivf_pq", None, 30_000, 500_000, True),
-        ("ivf_pq", None, 30_000, 400_000, False),
-        ("ivf_pq", None, 480_000, 10_000_000, False),  # half again as many lists, and a sample as large as before
-        ("hnsw", "int8", 30_000, 500_000, True),
-        ("hnsw", "float32", 30_000, 500_000, False),
-    ],
-)
-def test_an_index_is_trained_anew_where_that_gains(kind, precision, trained, count, anew):
-    built = kinds.IndexSnapshot(kinds.IndexSpec(kind, precision), None, trained)
-    assert Rules().outgrows(built, count) is anew
 
 
 def test_an_index_of_codes_is_extended_as_if_all_had_been_added():

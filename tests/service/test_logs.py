@@ -23,7 +23,7 @@ SECRET = "zyxwvu"
 
 @pytest.fixture
 def lines() -> Iterator[Callable[[], list[dict[str, object]]]]:
-    """What the root logger writes, as it does in a server, down to the last debug message of the service."""
+    """Return what the root logger writes, as it does in a server, down to the last debug message of the service."""
     stream = StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())

@@ -27,7 +27,7 @@ Make = Callable[..., bytes]
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Of another space."""
+    """Return a bundle of another space."""
     return tiny_bundle.build(tmp_path_factory.mktemp("other") / "other", name="other", seed=1)
 
 

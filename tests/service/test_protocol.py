@@ -286,7 +286,7 @@ def behind(client: httpx.Client) -> socket.socket:
 
 
 def cut(connection: socket.socket, within_s: float = DEADLINE_S) -> bool:
-    """Whether the server cuts it, seen without reading from it."""
+    """Return whether the server cuts it, seen without reading from it."""
     poll = select.poll()
     poll.register(connection, 0)
     return bool(poll.poll(1_000 * within_s))

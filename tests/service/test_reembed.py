@@ -63,7 +63,7 @@ def item(id, text=None, modality="text", preview=None, **metadata):
 
 @pytest.fixture
 def store(bundle_dir, tmp_path):
-    """Of the tiny bundle's space: three texts, and what has no original."""
+    """Fill a store of the tiny bundle's space: three texts, and what has no original."""
     path = tmp_path / "store"
     write(path, bundle_dir, *(item(id, text=id) for id in ("red", "green", "blue")), item("given", modality="vector"))
     return path

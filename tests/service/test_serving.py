@@ -64,7 +64,7 @@ def metric(client: httpx.Client, name: str, **labels: str) -> float:
 
 
 def until(said: Callable[[], bool]) -> None:
-    """Each look is a request to the server, so this waits on its event loop; the clock ends what never comes about."""
+    """Wait until something is so. Each look is a request, so this waits on the server's loop, until a deadline."""
     end = time.monotonic() + DEADLINE_S
     while not said():
         assert time.monotonic() < end, "it did not come about"

@@ -66,7 +66,7 @@ async def written(store):
 
 
 async def read_back(store):
-    """What written() left can be found, each by its own vector, and the filter knows it."""
+    """Assert that what written() left is found, each by its own vector, and that the filter knows it."""
     for number in range(63):
         query = vector_of("seven" if number == 7 else f"{number}")[None]
         hits = (await store.search(VectorSearch("default", query, 61)))[0]
@@ -182,7 +182,7 @@ def test_what_a_search_says_of_an_item_is_what_is_stored(tmp_path):
 
 
 def test_a_start_takes_metadata_from_the_snapshot_and_what_came_since_from_the_rows(tmp_path, monkeypatch):
-    """Of two parts, one without an index; items of both are deleted, replaced and added after the snapshot."""
+    """There are two parts, one without an index; items of both are deleted, replaced and added after the snapshot."""
 
     def described(first, last, modality="text", of="old"):
         return [entry(f"{modality} {n}", {"n": n, "of": of}, modality=modality) for n in range(first, last)]

@@ -24,7 +24,7 @@ COUNT, AT_HAND = 240, 3
 
 @pytest.fixture(autouse=True)
 def _few_pairs(monkeypatch):
-    """To learn from 3,000 texts takes 8 seconds: the time grows with the cube of their number."""
+    """Learn from few texts: 3,000 take 8 seconds, and the time grows with the cube of their number."""
     monkeypatch.setattr("service.retrieval.upgrading.MOST_PAIRS", 600)
 
 

@@ -56,7 +56,7 @@ def wide(model: nn.Module, gain: float = 1.6, seed: int = 0) -> nn.Module:
 
 
 def apart(model: Any, gain: float = 5.0) -> Any:
-    """As `wide`; the text tower, which reads the state of its first token, looks at the others the more."""
+    """Do as `wide`; the text tower, which reads the state of its first token, looks at the others the more."""
     wide(model)
     wide(model.text_model, gain, seed=1)
     return model
@@ -104,14 +104,14 @@ def roberta_tokenizer() -> hf.RobertaTokenizer:
 
 
 def siglip2_tokenizer(**settings: Any) -> hf.Siglip2Tokenizer:
-    """In lower case, with bytes for what has no piece; without merges."""
+    """Return a tokenizer of lower case, with bytes for what has no piece and without merges."""
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", *"abcdefghijklmnopqrstuvwxyz0123456789.,!"]
     return hf.Siglip2Tokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], **settings)
 
 
 def siglip(folder: Path, **settings: Any) -> None:
-    """As SigLIP 2 of one resolution: texts are padded on the right, and no mask is made."""
+    """Write a SigLIP 2 of one resolution: texts are padded on the right, and no mask is made."""
     settings = {"padding_side": "right", "model_input_names": ["input_ids"]} | settings
     tokenizer = siglip2_tokenizer(**settings)
     text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "projection_size": 32}
@@ -130,7 +130,7 @@ def siglip_masked(folder: Path) -> None:
 
 
 def siglip_1(folder: Path) -> None:
-    """As SigLIP 1 was published: a SentencePiece model, which transformers runs in Python, after it took away case
+    """Write a SigLIP 1 as it was published: a SentencePiece model, which transformers runs in Python, without case
     and punctuation; no mask is made."""
     siglip(folder)
     (folder / "tokenizer.json").unlink()

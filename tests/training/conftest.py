@@ -15,7 +15,7 @@ MakeRecipe = Callable[..., Recipe]
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """What a test draws depends on no test that ran before it."""
+    """Seed each test: what it draws depends on no test that ran before it."""
     torch.manual_seed(0)
 
 

@@ -49,7 +49,7 @@ def built(root: Path, folder: Path, medium: str, **changes: Any) -> Bundle:
 
 
 def vectors(bundle: Bundle, modality: Any, items: list[Any], cache: Path) -> np.ndarray:
-    """What the bundle's graph gives."""
+    """Return what the bundle's graph gives."""
     return np.array(cached_features(as_encoder(bundle, modality), items, cache).pooled)
 
 

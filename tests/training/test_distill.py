@@ -111,7 +111,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _teachers_graph_made_once() -> Iterator[None]:
-    """To export it takes 3 seconds, and most tests have the same teacher."""
+    """Export a teacher once: it takes 3 seconds, and most tests have the same."""
     graphs_made: dict[tuple[str, Any], bytes] = {}
 
     def made_once(model: torch.nn.Module, example: torch.Tensor, *names: Any) -> bytes:
@@ -242,7 +242,7 @@ def test_mixtures_are_a_function_of_the_step_and_differ_between_steps(data: Path
 
 
 def test_a_plain_clip_is_what_the_contract_hears(data: Path, work: Path, tmp_path: Path) -> None:
-    """Of a clip as long as the window that is not changed, the stream gives the front end's own row."""
+    """The stream gives, of a clip as long as the window that is not changed, the front end's own row."""
     recipe = load_distill_recipe(written(tmp_path, tiny(data)), [])
     spec = recipe.preprocessing()
     sound = tmp_path / "second.wav"

@@ -28,7 +28,7 @@ def root(pristine: Path, tmp_path: Path) -> Path:
 
 
 class Doctor:
-    """What `doctor` says of the tiny recipe with some changes."""
+    """Holds what `doctor` says of the tiny recipe with some changes."""
 
     def __init__(self, root: Path, capsys: pytest.CaptureFixture[str], *changes: str, **values: Any) -> None:
         recipe = tiny.write_recipe(root / "recipe.yaml", tiny.recipe_values(root, **values))

@@ -45,7 +45,7 @@ def test_it_computes_what_the_reference_computes(version: int) -> None:
 
 
 def test_an_odd_size_is_padded_as_tensorflow_pads() -> None:
-    """Of 5 pixels in steps of 2 a 3 × 3 kernel sees one missing pixel on each side; of 6, one at the far side alone."""
+    """A 3 × 3 kernel in steps of 2 sees one missing pixel on each side of 5 pixels; of 6, one at the far side alone."""
     layer = efficientnet_lite._Convolution(1, 1, 3, stride=2)
     torch.nn.init.ones_(layer.weight)
     with torch.inference_mode():

@@ -58,7 +58,7 @@ def test_the_same_weights_have_the_same_hash_and_others_do_not(make_recipe: Make
 
 
 def test_tokens_are_merged_over_a_grid(make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path) -> None:
-    """Of 4 × 4 patches 8 are means of two, in training and in the exported tower; pooled features stay."""
+    """Eight of 4 × 4 patches are means of two, in training and in the exported tower; pooled features stay."""
 
     def encoder(tokens: int | None) -> FrozenEncoder:
         image = {"folder": "dinov2"} | ({"tokens": tokens} if tokens else {})

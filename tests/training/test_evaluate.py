@@ -92,7 +92,7 @@ def test_vectors_that_are_not_numbers_are_right_about_nothing() -> None:
 
 
 def test_the_interval_of_balanced_accuracy_weighs_what_was_drawn() -> None:
-    """Of two classes, one has 100 items of which 40 are right, the other 4, all right: 70 % balanced.
+    """One of two classes has 100 items of which 40 are right, the other 4, all right: 70 % balanced.
 
     With the weights of the whole set left as they are, a resample with six of the four counts them six times.
     """

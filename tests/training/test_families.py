@@ -250,7 +250,7 @@ SIZES = {**SMALL, "vocab_size": 64, "max_position_embeddings": 34, "initializer_
 
 
 def sentence_files(folder: Path, mode: str, *, unit: bool, prompts: dict[str, str]) -> None:
-    """What sentence-transformers saves beside a model."""
+    """Write what sentence-transformers saves beside a model."""
     modules = ["Transformer", "Pooling", *(["Normalize"] if unit else [])]
     described = [
         {"idx": i, "path": f"{i}_{kind}", "type": f"sentence_transformers.models.{kind}"}
@@ -279,7 +279,7 @@ TEXTS: dict[str, tuple[Any, Any, str, bool, dict[str, str]]] = {
 
 @pytest.fixture(scope="module")
 def sounds() -> list[bytes]:
-    """Of one sound, shorter and longer than a window."""
+    """Return sounds that are shorter and longer than a window."""
     return [aligned.sound("cat", seconds) for seconds in (0.4, 1.3, 4.5)]
 
 

@@ -59,7 +59,7 @@ def lengths(files: list[bytes], rate: int, *seconds: float) -> list[Floats]:
 
 
 def saved(folder: Path, extractor: Any, config: Any) -> Any:
-    """What training reads of the folder that the extractor was saved to."""
+    """Return what training reads of the folder that the extractor was saved to."""
     extractor.save_pretrained(folder)
     return audio_preprocessing(folder, config)
 

@@ -42,7 +42,7 @@ def test_the_recipe_reads_the_publishers_files(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_the_pages_commands_train_and_serve(tmp_path: Path) -> None:
-    """As they stand, but for the folder of the data and the number of steps."""
+    """They are run as they stand, but for the folder of the data and the number of steps."""
     hub.write_data(tmp_path / "data")
     hub.write_encoders(tmp_path / "hub")
     variables = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "ISTHMUS_CACHE": str(tmp_path / "cache")}

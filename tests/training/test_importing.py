@@ -173,7 +173,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_manifest_says_whose_model_it_is(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a hub id, too, of which no more is fetched than is read."""
+    """A hub id's too, of which no more is fetched than is read."""
     asked = []
 
     def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:

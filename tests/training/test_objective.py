@@ -35,7 +35,7 @@ def value(spec: ObjectiveSpec, inputs: list[torch.Tensor], keys: tuple[torch.Ten
 
 
 def by_definition(spec: ObjectiveSpec, inputs: list[torch.Tensor], keys: tuple[torch.Tensor, ...]) -> float:
-    """Each loss in float64, pair by pair."""
+    """Return the loss in float64, pair by pair."""
     media, texts = (normalize(t.detach().double(), dim=-1).numpy() for t in inputs[:2])
     logits = math.exp(inputs[2].item()) * media @ texts.T
     same, n = same_pairs(*keys).numpy(), len(media)

@@ -126,7 +126,7 @@ def run(graph: Path | bytes, encoder: Any, items: list[Any]) -> np.ndarray:
 
 
 def in_seven_bits(model: onnx.ModelProto) -> bool:
-    """Whether two products of an activation (0 … 255) with weights fit into sixteen bits, as AVX2 adds them."""
+    """Return whether two products of an activation (0 … 255) with weights fit into sixteen bits, as AVX2 adds them."""
     tables = [numpy_helper.to_array(each) for each in model.graph.initializer if each.data_type == TensorProto.INT8]
     largest = [int(np.abs(table.astype(np.int32)).max()) for table in tables if table.size > 1]
     assert largest
@@ -225,7 +225,7 @@ def test_texts_that_calibrate_do_not_judge() -> None:
 
 
 def test_a_text_that_finds_itself_among_other_neighbours_does_not_pass() -> None:
-    """Of cosines of about 0.8, as many text models give: itself is far nearer than all others."""
+    """Cosines are about 0.8, as many text models give: itself is far nearer than all others."""
     rng = np.random.default_rng(0)
     own = l2_normalise(rng.normal(size=(200, 384)) + 2 * rng.normal(size=(1, 384)))
     variants = [l2_normalise(own + noise * rng.normal(size=own.shape)) for noise in (0.001, 0.0071)]

@@ -28,7 +28,7 @@ RESAMPLINGS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"
 
 @pytest.fixture(scope="module")
 def photographs() -> list[Image.Image]:
-    """Of odd sizes, wide and tall, smaller and larger than what a model takes."""
+    """Return pictures of odd sizes, wide and tall, smaller and larger than what a model takes."""
     named = [Image.fromarray(getattr(skimage.data, name)()).convert("RGB") for name in ("cat", "coffee")]
     return [named[0], named[1].crop((3, 5, 460, 372)), named[0].crop((40, 0, 157, 299)), named[1].crop((0, 0, 77, 301))]
 

@@ -287,7 +287,7 @@ def _overlap(
     before: Mapping[Modality, Mapping[Item, Floats]],
     other: Mapping[Modality, Mapping[Item, Floats]],
 ) -> float:
-    """How much of the ten media that each text finds is the same."""
+    """Return how much of the ten media that each text finds is the same."""
     tops = []
     for vectors in (before, other):
         media, texts = _sides(test_set, vectors)

@@ -83,7 +83,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def fitted(recipe: Recipe, bundle: Bundle) -> tuple[Recipe, Head]:
-    """What of the recipe is new to the bundle, with the bundle's lengths, and the bundle's frozen text head."""
+    """Return what of the recipe is new to the bundle, with the bundle's lengths, and the bundle's frozen text head."""
     manifest = bundle.manifest
     if "text" not in manifest.towers:
         raise ExtendError(f"{bundle.path} has no text tower to align to")

@@ -32,7 +32,7 @@ class SuspectsError(TrainingError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the neighbours of each item say, row by row."""
+    """Holds what the neighbours of each item say, row by row."""
 
     own: Floats
     """(N,): share of the neighbours, weighted by likeness, that have the item's own label."""
@@ -83,7 +83,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def verdict(features: Floats, labels: Rows, neighbours: int) -> Verdict:
-    """What the `neighbours` nearest others of each item say of its label; features (N, d), labels (N,).
+    """Return what the `neighbours` nearest others of each item say of its label; features (N, d), labels (N,).
 
     A neighbour weighs its cosine, so that of as many on both sides the nearer ones win.
     """

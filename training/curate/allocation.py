@@ -56,7 +56,7 @@ def allocate(names: list[str], candidates: Candidates, spec: CurateSpec) -> Allo
 
 
 class _Choice:
-    """What has been taken so far, and what may still be."""
+    """Holds what has been taken so far, and what may still be."""
 
     def __init__(self, spec: CurateSpec) -> None:
         self._caps = [source.cap for source in spec.pool.values()]

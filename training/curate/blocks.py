@@ -51,7 +51,7 @@ class Record(NamedTuple):
     similarity: float | None
 
     def key(self) -> int:
-        """What it is, whatever file it came from: 128 bits of text and medium."""
+        """Return what it is, whatever file it came from: 128 bits of text and medium."""
         digest = hashlib.blake2b(self.content.encode() + b":", digest_size=16)
         digest.update(self.text.encode("utf-8", "replace"))
         return int.from_bytes(digest.digest())
@@ -59,7 +59,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """What is left of a block's rows."""
+    """Holds what is left of a block's rows."""
 
     source: int
     rows: int
@@ -230,7 +230,7 @@ def write_block(path: Path, block: Block) -> None:
 
 
 def read_block(path: Path) -> Block:
-    """What `write_block` wrote."""
+    """Return what `write_block` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         said = json.loads(arrays["said"].tobytes())
         said["records"] = [Record(*values) for values in said["records"]]

@@ -114,7 +114,7 @@ class Candidates:
 
 
 def histogram(similarities: Sequence[float | None]) -> Counter[int]:
-    """How many similarities are in each bin; their edges are at -1 + 2 k / BINS."""
+    """Return how many similarities are in each bin; their edges are at -1 + 2 k / BINS."""
     return Counter(int((value + 1) / 2 * BINS) for value in similarities if value is not None)
 
 

@@ -31,7 +31,7 @@ def row_filter(source: PoolSource) -> Callable[[Row], str | None]:
 
 
 def fulfils(value: Any, condition: Condition) -> bool:
-    """Whether a column's value meets every part of a condition. Absent values and NaN meet none."""
+    """Return whether a column's value meets every part of a condition. Absent values and NaN meet none."""
     if value is None or value != value:
         return False
     if condition.least is not None or condition.most is not None:

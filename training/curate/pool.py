@@ -24,7 +24,7 @@ Part = tuple[str, Path]
 
 @dataclass(frozen=True)
 class Offer:
-    """What a pool's rows are offered to."""
+    """Holds what a pool's rows are offered to."""
 
     prototypes: Floats
     """(C, d), unit length."""
@@ -51,7 +51,7 @@ class Offer:
 
 
 class Workers(Protocol):
-    """Who does the two passes: this process, or those of a Ray cluster."""
+    """Says who does the two passes: this process, or those of a Ray cluster."""
 
     def prepare(self, preparation: Preparation, parts: Sequence[Part]) -> list[Path]: ...
 
@@ -103,7 +103,7 @@ def thresholds(spec: CurateSpec, files: Sequence[Path]) -> dict[int, float]:
 
 
 def offer(spec: CurateSpec, prototypes: Floats, files: Sequence[Path]) -> Offer:
-    """What the blocks `files` are to be offered to."""
+    """Return what the blocks `files` are to be offered to."""
     heaps = {
         place: SPARE * (source.cap or 0) for place, source in enumerate(spec.pool.values()) if source.by == "similarity"
     }

@@ -30,7 +30,7 @@ class _Model(BaseModel):
 
 
 class Condition(_Model):
-    """What a column must hold; a row without the column does not fulfil it."""
+    """Holds what a column must hold; a row without the column does not fulfil it."""
 
     one_of: list[str | int | float | bool] | None = None
     none_of: list[str | int | float | bool] | None = None
@@ -50,7 +50,7 @@ class Condition(_Model):
 
 
 class SimilarityFilter(_Model):
-    """Which pairs fit together well enough, by the cosine of medium and text in the bundle."""
+    """Says which pairs fit together well enough, by the cosine of medium and text in the bundle."""
 
     least: float | None = Field(default=None, ge=-1.0, le=1.0)
     best: float | None = Field(default=None, gt=0.0, le=1.0)

@@ -22,7 +22,7 @@ _SEED = MinHash(num_perm=PERMUTATIONS)
 
 
 def normalised(text: str) -> str:
-    """What exact duplicates share: letters and digits, case folded, single spaces.
+    """Return what exact duplicates share: letters and digits, case folded, single spaces.
 
     A text of other characters alone, such as emoji, is only folded.
     """

@@ -60,7 +60,7 @@ class Member:
 
     @property
     def identity(self) -> str:
-        """What changes where the medium may have changed."""
+        """Return what changes where the medium may have changed."""
         return f"{self.shard}:{self.stamp}:{self.column}:{self.start}:{self.size}"
 
     @property
@@ -81,7 +81,7 @@ Medium = Path | Member
 
 
 def identity(medium: Medium) -> str:
-    """What changes where a medium's file may have changed. Raises OSError.
+    """Return what changes where a medium's file may have changed. Raises OSError.
 
     Whoever puts another file in its place can keep size and time of modification, but not inode and time of change.
     """

@@ -175,5 +175,5 @@ def _moved(factor: float, spec: LogMelWindows) -> Tensor:
 
 @functools.cache
 def _octave_up(spec: LogMelWindows) -> Tensor:
-    """What is an octave lower as content of the bands above 7.5 kHz, which clips of 16 kHz lack."""
+    """Return what is an octave lower as content of the bands above 7.5 kHz, which clips of 16 kHz lack."""
     return _moved(2.0, spec) * torch.from_numpy(_centres(spec) > 7_500).float()

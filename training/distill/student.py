@@ -69,7 +69,7 @@ class Student(nn.Module):
         return (made - centre[:, None, None]) / spread[:, None, None]
 
     def maps(self, inputs: Tensor, given: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """What each stage makes of what the one before it made, or of what is `given` for that."""
+        """Return what each stage makes of what the one before it made, or of what is `given` for that."""
         made: list[Tensor] = []
         below = inputs.transpose(2, 3)
         for index, stage in enumerate(self.stages):

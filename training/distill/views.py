@@ -37,7 +37,7 @@ class Views:
 
 
 def files_of(recipe: DistillRecipe) -> tuple[list[Path], list[Path]]:
-    """What is trained on, and what is validated on. Raises RecipeError where they share a file."""
+    """Return what is trained on, and what is validated on. Raises RecipeError where they share a file."""
     root = recipe.data.root
     files = listed_files(root, recipe.data.train, held_out=False)
     held_out = [source for source in recipe.data.train if source.get("hold_out")]

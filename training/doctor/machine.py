@@ -106,7 +106,7 @@ def training_memory(recipe: Recipe, loaded: Mapping[Modality, FrozenEncoder], co
 
 
 def epochs(recipe: Recipe, media: int) -> float:
-    """How often so many media are drawn, if they were drawn alone."""
+    """Return how often so many media are drawn, if they were drawn alone."""
     spec = recipe.train
     return spec.epochs or spec.steps * spec.batch_size / spec.objective.captions / max(1, media)
 

@@ -89,7 +89,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _stamp(path: Path) -> list[float]:
-    """What changes where a table does. A folder is what it was when the plan was made."""
+    """Return what changes where a table does. A folder is what it was when the plan was made."""
     if not path.exists():
         raise EmbedError(f"{path} is not there")
     return [] if path.is_dir() else [path.stat().st_size, path.stat().st_mtime]

@@ -148,7 +148,7 @@ def load(folder: Path) -> EfficientNetLite:
 
 
 def preprocessing(version: int) -> ImagePreprocessing:
-    """How pictures were prepared in training: bicubic, a border of 16 pixels cut off, (x - 127) / 128."""
+    """Return how pictures were prepared in training: bicubic, a border of 16 pixels cut off, (x - 127) / 128."""
     side = VERSIONS[version].side_px
     return ImagePreprocessing(
         height=side,

@@ -181,7 +181,7 @@ class MobileNetSoundsModel(nn.Module):
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether the folder's config.json says that it holds an EfficientAT MobileNetV3."""
+    """Return whether the folder's config.json says that it holds an EfficientAT MobileNetV3."""
     return _NAMED.search(read_json(folder, "config.json").get("arch", "")) is not None
 
 

@@ -52,7 +52,7 @@ class OpenClipError(TrainingError):
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether a folder is open_clip's alone: where transformers' files are there too, they are read."""
+    """Return whether a folder is open_clip's alone: where transformers' files are there too, they are read."""
     if not (folder / CONFIG).is_file():
         return False
     path = folder / "config.json"

@@ -15,7 +15,7 @@ from training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Part:
-    """What a batch holds of one source: features by the names of Head.forward, and keys for `same_pairs`.
+    """Holds what a batch holds of one source: features by the names of Head.forward, and keys for `same_pairs`.
 
     Without texts and keys where the media's own scores are their captions.
     """

@@ -13,7 +13,7 @@ PROJECTORS = "projectors.safetensors"
 
 
 class BundledError(TrainingError):
-    """What training needs of a bundle is not in it: the message says what."""
+    """Raised where a bundle has not what training needs of it: the message says what."""
 
 
 def as_encoder(bundle: Bundle, modality: Modality) -> FrozenEncoder:

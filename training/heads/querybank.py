@@ -27,7 +27,7 @@ MEDIA: tuple[Modality, ...] = ("image", "audio")
 
 
 class _Reserve(nn.Module):
-    """What both sides have: banks of the other side, and how strongly what they like is taken off."""
+    """Holds what both sides have: banks of the other side, and how strongly what they like is taken off."""
 
     reach: Tensor
     """The constant in the number of one's own kind: κ of media, ν of texts. 0 is no correction."""
@@ -56,7 +56,7 @@ class _Reserve(nn.Module):
         return bank
 
     def liked(self, vectors: Tensor, modality: Modality) -> Tensor:
-        """What a bank likes unit vectors (B, D - RESERVED): (B, 1)."""
+        """Return how much a bank likes unit vectors (B, D - RESERVED): (B, 1)."""
         scores = vectors @ self.bank(modality).T / self.temperature
         return self.temperature * (scores.logsumexp(-1, keepdim=True) - math.log(len(self.bank(modality))))
 

@@ -25,12 +25,12 @@ class DataError(TrainingError):
 
 
 def name_of(data: Path) -> str:
-    """What a data set is called: its file's name, or its folder's where that says nothing."""
+    """Return what a data set is called: its file's name, or its folder's where that says nothing."""
     return data.resolve().parent.name if data.stem == "index" else data.resolve().stem
 
 
 class Wording(BaseModel):
-    """How classes are put into words: the file of --templates, as YAML or JSON, or as text with a template per line."""
+    """Says how classes are put into words: the file of --templates, as YAML or JSON, or with a template per line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -173,7 +173,7 @@ def _table_rows(
 
 
 def write_items(path: Path, rows: list[dict[str, Any]]) -> None:
-    """What was found for every item, as a table to sort and filter."""
+    """Write what was found for every item, as a table to sort and filter."""
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()

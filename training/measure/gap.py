@@ -57,7 +57,7 @@ def gap_figures(
 
 
 def gap(sets: Sequence[Paired]) -> dict[str, Any]:
-    """How modalities lie to each other, from samples of equal size of the paired vectors.
+    """Return how modalities lie to each other, from samples of equal size of the paired vectors.
 
     `gap.A_B`: distance of centroids. `uniformity.A`: log mean exp(-2 |x - y|²), and `alignment.A_text`: mean |x - y|²
     of true pairs (Wang & Isola, arXiv 2005.10242); lower is better in both. `modality_classifier`: percent of held-out

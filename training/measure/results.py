@@ -128,7 +128,7 @@ def between(results: Results) -> dict[str, Any]:
 
 
 def hits(result: Result) -> dict[str, tuple[NDArray[np.floating], NDArray[np.int64] | None]]:
-    """What is compared between bundles: per figure, 0 or 100 per query, and what is drawn together."""
+    """Return what is compared between bundles: per figure, 0 or 100 per query, and what is drawn together."""
     if isinstance(result, Labelled):
         return {f"top{k}": ((result.rank < k) * 100.0, None) for k in (1, 5)}
     short = result.pairs.modality[0]

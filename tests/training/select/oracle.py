@@ -47,7 +47,7 @@ def mutual_knn(x: Array, y: Array, k: int) -> float:
 
 
 def left_out(x: Array, y: Array, k: int) -> float:
-    """How often one's own y is nearer than another's to the mean y of one's k nearest in x; one direction."""
+    """Return how often one's own y is nearer than another's to the mean y of one's k nearest in x; one direction."""
     unit = y / np.linalg.norm(y, axis=1, keepdims=True)
     unit = unit - unit.mean(0)
     wins = []

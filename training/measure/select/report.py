@@ -22,7 +22,7 @@ _TITLES = {"cka": "debiased linear CKA", "rbf_cka": "debiased RBF-CKA", "mutual_
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured on one set of pairs."""
+    """Holds what was measured on one set of pairs."""
 
     modality: Modality
     rows: int

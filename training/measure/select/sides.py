@@ -16,7 +16,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Groups:
-    """Which items make up each row: those of row r are items[starts[r]:starts[r + 1]], one at least."""
+    """Says which items make up each row: those of row r are items[starts[r]:starts[r + 1]], one at least."""
 
     items: Rows
     starts: Rows

@@ -33,7 +33,7 @@ _MEDIAN_ROWS = 1000
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is looked at, and at once."""
+    """Says how much is looked at, and at once."""
 
     neighbours: int = 10
     queries: int = 2000
@@ -44,7 +44,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How alike a media and a text candidate are. Higher is more alike throughout."""
+    """Says how alike a media and a text candidate are. Higher is more alike throughout."""
 
     media: str
     text: str

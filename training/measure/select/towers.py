@@ -34,7 +34,7 @@ class Tower:
     columns: Mapping[str, tuple[slice, ...]]
 
     def encode(self, items: Sequence[Item], cache: Path, what: str) -> dict[str, tuple[Floats, ...]]:
-        """Each candidate's features of `items`, memory-mapped, as arrays to be put side by side. Resumable."""
+        """Return each candidate's features of `items`, memory-mapped, as arrays to be put side by side. Resumable."""
         pooled = cached_features(self.encoder, items, cache, what=f"{what} {', '.join(self.columns)}").pooled
         return {name: tuple(pooled[:, column] for column in columns) for name, columns in self.columns.items()}
 
@@ -106,7 +106,7 @@ def _load(recipe: Recipe, modality: Modality, source: Network) -> FrozenEncoder:
 
 
 def _pooling(unpooled: FrozenEncoder, model: Any, name: str, source: Network) -> str:
-    """How a candidate's states become a vector: cls, mean or both; `map` is the mean over a convolution's map."""
+    """Return how a candidate's states become a vector: cls, mean or both; `map`: the mean over a convolution's map."""
     if not hasattr(model.config, "num_hidden_layers"):
         if source.pooling in ("cls", "both"):
             raise SelectError(
