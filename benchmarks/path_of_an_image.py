@@ -7,8 +7,9 @@ as pixels or as its vector, alone or inside another value. A function that only 
 not count. A type is the class of such a value and which of these forms it holds; lists and dictionaries are no types of
 their own, but count as their members.
 
-Not counted: what every request passes, whatever it holds (middleware, the HTTP protocol, the gate), what `contract/`
-calls inside itself (training shares it; its functions that the service calls count), and comprehensions.
+Not counted: what every request passes, whatever it holds (middleware, the HTTP protocol, the gate, the table of
+routes), what `contract/` calls inside itself (training shares it; its functions that the service calls count), and
+comprehensions.
 
 Then the image is stored, and searched for by a text, with previews: how often is the store read, each time by a hop to
 a thread? The search is asked twice and the second one counts: what a collection was taught is looked up by the first,
@@ -44,7 +45,7 @@ from service.settings import Settings
 from tests import tiny_bundle
 
 _OURS = f"{Path(service.__file__).parent}/"
-_PLUMBING = tuple(f"{_OURS}api/{name}.py" for name in ("auth", "deadline", "middleware", "protocol"))
+_PLUMBING = tuple(f"{_OURS}api/{name}.py" for name in ("auth", "deadline", "direct", "middleware", "protocol"))
 _CONTRACT = f"{_OURS}contract/"
 _BEGINNING = "reader.<locals>.read"
 _STORE_READ = "Readers._read"

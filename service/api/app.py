@@ -18,6 +18,7 @@ from service import __version__
 from service.api import problems
 from service.api.auth import Gate, local_names, scope_of
 from service.api.deadline import Deadline
+from service.api.direct import Direct
 from service.api.keys import Keyring
 from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.api.protocols.protocol import Protocol
@@ -154,10 +155,10 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         middleware=_middleware(settings, metrics, tracing),
     )
     problems.install(app)
-    for router in ROUTERS:
+    routers = [*ROUTERS, *(PROTOCOLS[name].router for name in settings.protocols)]
+    app.router.routes.insert(0, Direct(routers))
+    for router in routers:
         app.include_router(router)
-    for name in settings.protocols:
-        app.include_router(PROTOCOLS[name].router)
     app.mount("/playground", playground.Files())
     app.openapi = functools.cache(lambda: openapi(app))  # type: ignore[method-assign]
     return app

@@ -126,6 +126,7 @@ class Batcher:
         self._ahead: tuple[list[Prepared], Any] | None = None
         """Inputs of the next call, and their arrays; None for these where the collation failed."""
         self._preparing = False
+        self._without_room = 0
         self._lanes, self._busy, self._busy_background = lanes, 0, 0
         self._closed = False
         self._deaths = 0
@@ -168,7 +169,11 @@ class Batcher:
         room = self._budget.waiting or 2 * self._budget.limit
         line = self._background if background else self._line
         while not (self._closed or first) and line.waiters and line.cost_with(prepared.size) > room:
-            await self._changed.wait()
+            self._without_room += 1
+            try:
+                await self._changed.wait()
+            finally:
+                self._without_room -= 1
         if not (background or first):
             self._attended = time.perf_counter()
         if self._closed:
@@ -195,6 +200,9 @@ class Batcher:
 
     # Between a test of the state and a wait there is no await, so that no change is missed.
     def _notify(self) -> None:
+        idle = self._ahead is None and not (self._line.waiters or self._background.waiters)
+        if idle and not (self._without_room or self._closed):
+            return  # whoever waits would find nothing to do: to wake them costs more than the rest of a lone call
         self._changed.set()
         self._changed = asyncio.Event()
 
