@@ -4,8 +4,8 @@ BodyLimit, Heads."""
 import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Collection, Mapping
@@ -91,7 +91,7 @@ class Context(OfRequests):
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, headers: Headers, span: "Span | None") -> None:
         client_id = headers.get("x-request-id", "")
-        identity = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
+        identity = client_id if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(16)
         request_id.set(identity)
         durations: dict[str, float] = {}
         stages.set(durations)
