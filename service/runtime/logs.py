@@ -84,7 +84,7 @@ def _safe_text(error: BaseException) -> str | None:
 def configure(level: str) -> None:
     """Set up logging for the process: the service at `level`, everything else from warnings on."""
     # Who logs a line, from which thread and process, is in none of ours: the logging HOWTO says how not to look it up.
-    logging._srcfile = None  # type: ignore[attr-defined]
+    logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.config.dictConfig(
         {
