@@ -43,6 +43,9 @@ _SELF_UNPACKED = frozenset({"gzip", "x-gzip"})
 """Encodings that a streamed route recognises by the first bytes of the body, whatever the headers say."""
 SLOW_REQUEST_S = 10.0
 """A request that takes longer gets a warning in the log, with the time of each stage."""
+_SMALL_SHARE, _MORE_SHARE = 4_096, 8
+"""Of the room for bodies: one that takes no more than this part of it is small (100 kB), and small bodies may take so
+large a part more than others: whoever fills the room with large bodies, others go on searching."""
 _TOO_MUCH = "too many large bodies are being read"
 CLIENT_GONE = 499
 _METHODS = frozenset(HTTPMethod)
@@ -308,7 +311,8 @@ class BodyLimit(OfRequests):
         """Return whether a key's bodies may take so many more bytes; a lone request's always may."""
         if not size or not self._held:
             return True
-        room = self.together - self._held.total() - size
+        more = self.together // _MORE_SHARE if size <= self.together // _SMALL_SHARE else 0
+        room = self.together + more - self._held.total() - size
         return room >= 0 and (key is None or not self._held[key] or self._held[key] + size <= room)
 
     def _hold(self, key: str | None, size: int) -> None:

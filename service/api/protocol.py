@@ -27,6 +27,9 @@ MAX_HEAD_BYTES = 65_536
 MAX_UNSENT_BYTES = 128_000_000
 """Largest answers, together, that clients have not read yet, in bytes. Past it the address with the most unread bytes
 loses the connection that has been behind for the longest."""
+MAX_CONNECTIONS = 4_096
+"""Largest number of connections; of a process that may open few files, half as many as it may open. Past it the address
+with the most connections loses one that waits for its client."""
 _MOST_WAITING = 64
 """Largest number of requests of one connection that wait for the answer to the one before. The last of them gets
 `Connection: close`, and anything after it is not read."""
@@ -102,6 +105,37 @@ class Unsent:
         connection.abort()
 
 
+class Connections:
+    """Bounds the connections of a server: each takes a file descriptor, without which a server accepts nobody and
+    opens no file, and may hold a head.
+
+    Past `most` the address with the most connections loses the oldest of those that wait for their client, to send a
+    request or the rest of one; where none does, the new one is closed.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._count = most, 0
+        self._by_address: dict[str, dict[Protocol, None]] = {}
+
+    def join(self, connection: "Protocol") -> None:
+        self._by_address.setdefault(connection.address, {})[connection] = None
+        self._count += 1
+        if self._count > self._most:
+            crowd = max(self._by_address.values(), key=len)
+            waiting = next((one for one in crowd if one.waits and one is not connection), connection)
+            self.leave(waiting)
+            log.debug("there are too many connections: one that waits is closed")
+            waiting.let_go()
+
+    def leave(self, connection: "Protocol") -> None:
+        of_address = self._by_address.get(connection.address, {})
+        if connection in of_address:
+            del of_address[connection]
+            self._count -= 1
+            if not of_address:
+                del self._by_address[connection.address]
+
+
 class _Lingering:
     """Wraps a transport, which `closed` closes, since uvicorn closes one as soon as it has answered, and tells `wrote`
     of what is written."""
@@ -132,8 +166,9 @@ class Protocol(HttpToolsProtocol):
     direction, and in the other what still comes is thrown away, until the client closes it too or `_LINGER_S` is over.
     """
 
-    def __init__(self, *arguments: Any, unsent: Unsent, **named: Any) -> None:
+    def __init__(self, *arguments: Any, unsent: Unsent, others: Connections, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._others = others
         self.url = b""
         self.address = ""
         self._all_unsent = unsent
@@ -157,14 +192,28 @@ class Protocol(HttpToolsProtocol):
         self._closing = _Lingering(transport, self._close, self._wrote)
         self.transport = self._closing  # type: ignore[assignment]
         self._expect_head()
+        self._others.join(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._others.leave(self)
         self._in_time()
         self._all_unsent.note(self, 0)
         if self._look is not None:
             self._look.cancel()
             self._look = None
         super().connection_lost(exc)
+
+    @property
+    def waits(self) -> bool:
+        """Return whether it is the client's turn: to ask, or to send the rest of a request."""
+        return not self._whole or self.cycle is None or bool(self.cycle.response_complete)
+
+    def let_go(self) -> None:
+        """Close the connection, with what is not sent."""
+        if self.unsent:
+            self.abort()
+        else:
+            self._socket.close()
 
     # Receiving
 

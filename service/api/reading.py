@@ -7,6 +7,7 @@ async def embed(body: Body, state: StateDep, caller: CallerDep) -> Response:
     results = await state.embedder.embed(body.inputs, caller)
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -31,6 +32,8 @@ A_PICTURE = (
 )
 """A PNG of four pixels in base64, for examples of bodies."""
 
+_COPIED_BYTES = 2**20
+"""Largest file of a form that the event loop copies itself, in 0.2 ms."""
 _SMALL = 32_768
 """Bytes of a body that the event loop may well read itself: under 0.1 ms."""
 
@@ -122,6 +125,9 @@ class _Form(MultiPartParser):
     """Notes whether the form was complete: an incomplete one would silently lose its last file."""
 
     whole = False
+    spool_max_size = 0  # without end
+    """Files stay in memory, of which `BodyLimit` has room for them: a disk for temporary files may be full, slow or
+    read-only, and is no place for what clients send."""
 
     def on_end(self) -> None:
         self.whole = True
@@ -155,8 +161,16 @@ async def form_parts(
         if not reading.whole:
             raise MalformedRequest("the form breaks off")
         return [
-            (name, File(part.filename or "", await part.read()) if isinstance(part, UploadFile) else part.encode())
+            (name, await _file(part) if isinstance(part, UploadFile) else part.encode())
             for name, part in form.multi_items()
         ]
     finally:
         await form.close()
+
+
+async def _file(part: UploadFile) -> File:
+    """Return a part as a file, and let go of what the form holds of it."""
+    large = (part.size or 0) > _COPIED_BYTES
+    data = await asyncio.to_thread(part.file.read) if large else part.file.read()
+    await part.close()
+    return File(part.filename or "", data)

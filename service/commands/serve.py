@@ -6,6 +6,7 @@ import ctypes
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,7 +21,7 @@ from fastapi import FastAPI
 
 from service.api.app import create_app, open_parts
 from service.api.auth import local_names
-from service.api.protocol import MAX_UNSENT_BYTES, Protocol, Unsent
+from service.api.protocol import MAX_CONNECTIONS, MAX_UNSENT_BYTES, Connections, Protocol, Unsent
 from service.api.state import State
 from service.commands import starters
 from service.contract.licences import weights_line
@@ -35,6 +36,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEEP_ALIVE_S = 75
 """Seconds an idle connection is kept open, longer than clients and proxies keep it (5 to 60 s): were the server the
 first to close one, a request sent at that moment would be lost."""
+_FILES = 4 * MAX_CONNECTIONS
 _ANSWERING_S = 5
 """Seconds after the grace period for the answers (503) to reach their clients."""
 
@@ -184,6 +186,7 @@ def _cannot_listen(settings: Settings, error: OSError) -> str:
 def serve(settings: Settings) -> None:
     """Serve until told to stop, then finish what is under way."""
     give_large_blocks_back()
+    open_more_files()
     logs.configure(settings.log_level)
     if os.getpid() == 1:
         # The first process of a container gets no signal that it has no handler for: not while models are opened.
@@ -211,10 +214,25 @@ def give_large_blocks_back() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 4 * 2**20)
 
 
+def open_more_files() -> None:
+    """Let the process open as many files as the system allows it, up to `_FILES`; connections count among them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        with suppress(ValueError, OSError):  # a sandbox that allows no change
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def _most_connections() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 2)
+
+
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    protocol = partial(Protocol, unsent=Unsent(MAX_UNSENT_BYTES), others=Connections(_most_connections()))
     return uvicorn.Config(
         app,
-        http=cast("type[Protocol]", partial(Protocol, unsent=Unsent(MAX_UNSENT_BYTES))),
+        http=cast("type[Protocol]", protocol),
         ws="none",
         log_config=None,
         access_log=False,

@@ -1,6 +1,7 @@
 import gzip
 import re
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urljoin
@@ -150,3 +151,15 @@ def test_metrics_are_the_apps_own(bundle_dir: Path, tmp_path: Path) -> None:
     assert 'isthmus_batch_items_count{modality="text",model="tiny"} 1.0' in text
     assert 'isthmus_queue_depth{modality="image",model="tiny"} 0.0' in text
     assert "/embed" not in other
+
+
+def test_files_of_a_form_need_no_disk(
+    shared_client: httpx.Client, png: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk for temporary files may be full or read-only, and is no place for what clients send."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    files = [("file", ("a.png", png() + bytes(2**21))), ("file", ("b.png", png()))]
+    response = shared_client.post("/embed", files=files)
+    assert response.status_code == 200, response.text
+    first, second = response.json()["embeddings"]
+    assert first["embedding"] == second["embedding"]

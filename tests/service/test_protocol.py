@@ -357,7 +357,8 @@ def test_who_reads_slowly_is_cut_off_if_it_is_too_slowly(bytes_per_s: int, secon
     clock, (ours, theirs) = Clock(), socket.socketpair()
     with ours, theirs:
         config, state = uvicorn.Config(nothing, lifespan="off", log_config=None), ServerState()
-        connection = protocol.Protocol(config, state, {}, clock, unsent=protocol.Unsent(10**9))
+        unsent, others = protocol.Unsent(10**9), protocol.Connections(10)
+        connection = protocol.Protocol(config, state, {}, clock, unsent=unsent, others=others)
         connection.connection_made(unread := Unread(ours))
         connection._in_time()  # its request has come
         connection.transport.write(b"x" * 2_000_000)
@@ -403,6 +404,65 @@ def test_who_leaves_most_unread_is_cut_off_before_others() -> None:
     unsent.note(late, late.unsent)  # type: ignore[arg-type]
     unsent.bound(0.0)
     assert late.is_cut and not any(connection.is_cut for connection in flood[1:]), "now it has the most"
+
+
+def test_idle_connections_leave_room_for_who_asks(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may open so many files: one client that only connects would keep the server from all others."""
+    monkeypatch.setattr("service.commands.serve.MAX_CONNECTIONS", 8)
+    with serving(settings) as client, ExitStack() as opened:
+        heads = [opened.enter_context(connected(client)) for _ in range(6)]
+        for connection in heads:
+            connection.sendall(b"GET /healthz HT")
+        body = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 18\r\n\r\n{{".encode()
+        bodies = [opened.enter_context(connected(client)) for _ in range(6)]
+        for connection in bodies:
+            connection.sendall(body)
+        assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+        assert heads[0].recv(1) == heads[4].recv(1) == b"", "the oldest go first"
+        bodies[-1].sendall(b'"inputs":["red"]}')
+        assert bodies[-1].recv(65_536).startswith(b"HTTP/1.1 200"), "the latest has its time"
+
+
+class Waiting:
+    """A connection from an address; whether it is its client's turn."""
+
+    def __init__(self, address: str, waits: bool = True) -> None:
+        self.address, self.waits, self.is_closed = address, waits, False
+
+    def let_go(self) -> None:
+        self.is_closed = True
+
+
+def test_the_address_with_most_connections_loses_one_that_waits() -> None:
+    others = protocol.Connections(4)
+    other = Waiting("192.0.2.1")
+    flood = [Waiting("192.0.2.2", waits) for waits in (False, True, True)]
+    last = Waiting("192.0.2.3")
+    for connection in (other, *flood, last):
+        others.join(connection)  # type: ignore[arg-type]
+    assert [connection.is_closed for connection in (other, *flood, last)] == [False, False, True, False, False]
+    for connection in flood:
+        connection.waits = False
+    late = Waiting("192.0.2.2")
+    others.join(late)  # type: ignore[arg-type]
+    assert late.is_closed and not any(connection.is_closed for connection in (other, flood[0], flood[2], last))
+    others.leave(other)  # type: ignore[arg-type]
+    others.leave(other)  # type: ignore[arg-type]
+    others.join(fifth := Waiting("192.0.2.4"))  # type: ignore[arg-type]
+    assert not fifth.is_closed, "there is room again"
+
+
+def test_large_bodies_leave_room_for_small_ones(settings: Settings) -> None:
+    """Without keys one client's bodies, however slowly they come, would have all others refused."""
+    with serving(settings.model_copy(update={"max_bodies_bytes": 100_000})) as client, connected(client) as first:
+        head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}"
+        first.sendall(f"{head}Expect: 100-continue\r\nContent-Length: 100000\r\n\r\n".encode())
+        assert first.recv(65_536).startswith(b"HTTP/1.1 100"), "it has all the room"
+        large = client.post("/embed", json={"inputs": ["red" + " " * 100]})
+        assert (large.status_code, large.json()["code"]) == (429, "overloaded")
+        assert client.post("/embed", json={"inputs": ["red"]}).status_code == 200
+        chunked = client.post("/embed", content=iter([b'{"inputs":["red"]}']), headers={"Content-Type": JSON[14:-2]})
+        assert chunked.status_code == 200
 
 
 def test_bodies_are_refused_unread_where_there_are_too_many(settings: Settings) -> None:
