@@ -57,26 +57,37 @@ def onnx_bytes(model: nn.Module, example: Tensor, input_name: str, output_names:
 
 
 def half_stored(program: bytes) -> bytes:
-    """Returns the graph with its larger weights kept in float16, and cast where they are used: half the file."""
+    """Returns the graph with its larger weights kept in float16, and cast where they are used: half the file.
+
+    What is only looked up, as the vectors of tokens are, is cast once it has been: such a table is half as large in
+    memory too, where ONNX Runtime casts all other weights as it opens the graph.
+    """
     model = onnx.load_from_string(program)
-    large = [
-        weights
-        for weights in model.graph.initializer
-        if weights.data_type == TensorProto.FLOAT and _size(weights) > _LARGE
-    ]
-    casts = []
-    for tensor in large:
+    nodes = list(model.graph.node)
+    for tensor in list(model.graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or _size(tensor) <= _LARGE:
+            continue
         name = f"{tensor.name}/half"
-        casts.append(helper.make_node("Cast", [name], [tensor.name], to=TensorProto.FLOAT))
+        users = [node for node in nodes if tensor.name in node.input]
+        if all(user.op_type == "Gather" and tensor.name not in user.input[1:] for user in users):
+            for user in users:
+                user.input[0], rows = name, user.output[0]
+                user.output[0] = f"{rows}/half"
+                nodes.insert(nodes.index(user) + 1, _to_whole(user.output[0], rows))
+        else:
+            nodes.insert(0, _to_whole(name, tensor.name))
         model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name))
         model.graph.initializer.remove(tensor)
-    nodes = list(model.graph.node)
     for node in nodes:
         del node.metadata_props[:]
     del model.graph.node[:]
-    model.graph.node.extend([*casts, *nodes])
+    model.graph.node.extend(nodes)
     whole: bytes = model.SerializeToString()
     return whole
+
+
+def _to_whole(half: str, whole: str) -> NodeProto:
+    return helper.make_node("Cast", [half], [whole], to=TensorProto.FLOAT)
 
 
 def whole_weights(model: ModelProto) -> ModelProto:

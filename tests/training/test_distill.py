@@ -386,3 +386,16 @@ def test_weights_in_half_the_room_are_whole_again_where_they_are_joined(tmp_path
     answers = [graphs.session(each).run(None, inputs)[0] for each in (program, half, whole.SerializeToString())]
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-3)
     np.testing.assert_allclose(answers[2], answers[1], atol=1e-6)
+
+
+def test_a_table_in_half_the_room_is_cast_row_by_row() -> None:
+    torch.manual_seed(0)
+    table = torch.nn.Embedding(300, 16).eval()
+    program = graphs.to_onnx(table, [np.zeros((2, 3), np.int64)], ["ids"], ["rows"], [{0: torch.export.Dim("batch")}])
+    half = onnx.load_from_string(graphs.half_stored(program.SerializeToString()))
+    onnx.checker.check_model(half)
+    assert [node.op_type for node in half.graph.node] == ["Gather", "Cast"], "the table itself is never whole"
+    ids = {"ids": np.array([[0, 299, 7]])}
+    rows = graphs.session(half.SerializeToString()).run(None, ids)[0]
+    weights = table.weight.detach().numpy().astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(rows, weights[ids["ids"]])
