@@ -18,7 +18,7 @@ from service.store.rows import SlotReader
 
 MOST_VALUES = 1_000
 """Largest number of values of one key that are counted out."""
-_CURSOR = struct.Struct("<cdq")
+_CURSOR = struct.Struct("<cdqq")
 
 
 @dataclass(frozen=True)
@@ -57,31 +57,41 @@ def page(
     holds the place of the last item: what is not written meanwhile comes once. Raises InvalidRequest for a cursor that
     no such page came with.
     """
-    slots, values = [np.empty(0, np.int64)], [np.empty(0)]
+    slots, values, remainders = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int64)]
     for view in views.values():
         rows = np.flatnonzero(view.alive if filter is None else select(view, filter, reader))
         slots.append(view.slots[rows])
-        keys = slots[-1].astype(np.float64) if order.key is None else view.columns.numbers(order.key, view.count)[rows]
+        keys, rest = slots[-1].astype(np.float64), np.zeros(len(rows), np.int64)
+        if order.key is not None:
+            keys, rest = (array[rows] for array in view.columns.numbers(order.key, view.count))
         values.append(-keys if order.descending else keys)
-    all_slots, ranks = np.concatenate(slots), np.concatenate(values)
+        remainders.append(-rest if order.descending else rest)
+    all_slots, ranks, rests = np.concatenate(slots), np.concatenate(values), np.concatenate(remainders)
     ranks[np.isnan(ranks)] = np.inf
     if cursor is not None:
-        rank, slot = _place(cursor)
-        later = (ranks > rank) | ((ranks == rank) & (all_slots > slot))
-        all_slots, ranks = all_slots[later], ranks[later]
+        rank, rest_of_last, slot = _place(cursor)
+        later = (rests > rest_of_last) | ((rests == rest_of_last) & (all_slots > slot))
+        later = (ranks > rank) | ((ranks == rank) & later)
+        all_slots, ranks, rests = all_slots[later], ranks[later], rests[later]
     if len(ranks) > limit + 1:
         # Few of many: only those that may be among them are sorted.
         last = np.partition(ranks, limit)[limit]
-        equal = all_slots[ranks == last]
-        room = min(limit + 1 - int(np.count_nonzero(ranks < last)), len(equal))
-        near = (ranks < last) | ((ranks == last) & (all_slots <= np.partition(equal, room - 1)[room - 1]))
-        all_slots, ranks = all_slots[near], ranks[near]
-    first = np.lexsort((all_slots, ranks))[: limit + 1]
-    page_rows = first[:limit]
-    place = (
-        _CURSOR.pack(b"o", float(ranks[page_rows[-1]]), int(all_slots[page_rows[-1]])) if len(first) > limit else None
-    )
-    return all_slots[page_rows].tolist(), None if place is None else cursors.encoded(place)
+        near = np.flatnonzero(ranks < last)
+        equal = np.flatnonzero(ranks == last)
+        room = min(limit + 1 - len(near), len(equal))
+        if rests[equal].any():
+            equal = equal[np.lexsort((all_slots[equal], rests[equal]))]
+        elif room < len(equal):
+            equal = equal[np.argpartition(all_slots[equal], room - 1)]
+        near = np.concatenate([near, equal[:room]])
+        all_slots, ranks, rests = all_slots[near], ranks[near], rests[near]
+    first = np.lexsort((all_slots, rests, ranks))[: limit + 1]
+    page_rows = first[:limit].tolist()
+    if len(first) <= limit:
+        return all_slots[page_rows].tolist(), None
+    of_last = page_rows[-1]
+    place = _CURSOR.pack(b"o", float(ranks[of_last]), int(rests[of_last]), int(all_slots[of_last]))
+    return all_slots[page_rows].tolist(), cursors.encoded(place)
 
 
 def facets(views: Mapping[str, View], keys: Sequence[str], filter: Filter | None, reader: SlotReader) -> Facets:
@@ -121,11 +131,11 @@ def _values(
     return Values(counted, total - len(kinds), len(often) - len(listed))
 
 
-def _place(cursor: str) -> tuple[float, int]:
-    """Return the rank and the slot in a cursor. Raises InvalidRequest for one that no such page came with."""
+def _place(cursor: str) -> tuple[float, int, int]:
+    """Return the rank, what is above it and the slot in a cursor. Raises InvalidRequest for one that no such page came with."""
     place = cursors.decoded(cursor)
     if len(place) == _CURSOR.size:
-        mark, rank, slot = _CURSOR.unpack(place)
+        mark, rank, rest, slot = _CURSOR.unpack(place)
         if mark == b"o" and rank == rank:
-            return rank, slot
+            return rank, rest, slot
     raise InvalidRequest("the cursor is not one that a page in this order came with")

@@ -28,6 +28,8 @@ _NULL, _FALSE, _TRUE, _NUMBER, _TEXT, _LIST, _OBJECT, _WIDE = range(1, 9)
 """Types of values. _WIDE: a 64-bit integer of at least 2**53 or at most -2**53, which a double would round."""
 _CONSTANTS = {None: _NULL, False: _FALSE, True: _TRUE}
 _EXACT, _LONGEST = 2**53, 2**63
+_SPACING = 2**11
+"""Doubles hold every multiple of it up to `_LONGEST`."""
 _DOUBLE, _LONG = struct.Struct("<d"), struct.Struct("<q")
 
 
@@ -257,13 +259,16 @@ class Columns:
         of_key = keys == key
         return rows[of_key], kinds[of_key], values[of_key]
 
-    def numbers(self, name: str, count: int) -> NDArray[np.float64]:
-        """Return the number that each of the first `count` rows holds under a key, NaN where it holds none."""
+    def numbers(self, name: str, count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the number that each of the first `count` rows holds under a key, NaN where it holds none; of an
+        integer that a double would round the part that is a double, and what is above it."""
         rows, kinds, values = self.scalars(name, count)
-        numbers = np.full(count, np.nan)
-        for kind, dtype in ((_NUMBER, np.float64), (_WIDE, np.int64)):
-            numbers[rows[kinds == kind]] = values[kinds == kind].view(dtype)
-        return numbers
+        numbers, rest = np.full(count, np.nan), np.zeros(count, np.int64)
+        is_wide = kinds == _WIDE
+        numbers[rows[kinds == _NUMBER]] = values[kinds == _NUMBER].view(np.float64)
+        rest[rows[is_wide]] = values[is_wide] & (_SPACING - 1)
+        numbers[rows[is_wide]] = values[is_wide] - rest[rows[is_wide]]
+        return numbers, rest
 
     def scalars(self, name: str, count: int) -> Cells:
         """Return rows, types and values of the cells of a key in the first `count` rows, without lists and objects.
@@ -410,7 +415,7 @@ def _cells(values: list[Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if types <= {int, float}:
         doubles = np.array(values, np.float64)
         if not (np.abs(doubles) >= _EXACT).any():
-            return np.full(len(values), _NUMBER, np.uint8), doubles.view(np.int64)
+            return np.full(len(values), _NUMBER, np.uint8), (doubles + 0.0).view(np.int64)  # -0.0 is 0.0
     if types == {bool}:
         return np.where(values, np.uint8(_TRUE), np.uint8(_FALSE)), np.zeros(len(values), np.int64)
     if types == {str}:
@@ -434,5 +439,5 @@ def _encoded(value: Any) -> tuple[int, int]:
     if isinstance(value, int | float):
         if abs(value) >= _EXACT and -_LONGEST <= value < _LONGEST:
             return _WIDE, int(value)
-        return _NUMBER, _LONG.unpack(_DOUBLE.pack(float(value)))[0]
+        return _NUMBER, _LONG.unpack(_DOUBLE.pack(float(value) + 0.0))[0]  # -0.0 is 0.0
     return (_LIST if isinstance(value, list) else _OBJECT), 0

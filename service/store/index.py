@@ -36,6 +36,8 @@ _MOST = 0.9
 """Share of an index's rows: a filter that lets more of them through is ignored while the graph is walked."""
 _FEW = 1_024
 """Largest number of allowed rows whose stored vectors are all compared, in place of an index's codes."""
+_MOST_EQUAL = 4_096
+"""Largest number of rows of a block that are put in order because they are as near as the last of the results."""
 _NOTHING = np.empty(0, np.int64)
 
 Scores = NDArray[np.float32]
@@ -419,8 +421,21 @@ def select(view: View, filter: Filter, reader: SlotReader) -> Mask:
 
 
 def _nearest(vectors: Vectors, queries: Vectors, count: int, allowed: Mask | None) -> tuple[Scores, Keys]:
-    """Return scores and places (Q, count) of the nearest of vectors (N, D), best first; place -1 is no result."""
-    count = min(count, len(vectors))
+    """Return scores and places (Q, ≥ count) of the nearest of vectors (N, D), best first; place -1 is no result.
+
+    Which of equal scores are among the best is FAISS's choice: so as many more are returned, up to `_MOST_EQUAL`, as
+    are equal to the last.
+    """
+    depth = min(count + 1, len(vectors))
+    while True:
+        scores, places = _best_of(vectors, queries, depth, allowed)
+        more = min(4 * depth, len(vectors), max(_MOST_EQUAL, count))
+        if depth <= count or more <= depth or not (scores[:, count - 1] == scores[:, -1])[places[:, -1] >= 0].any():
+            return scores, places
+        depth = more
+
+
+def _best_of(vectors: Vectors, queries: Vectors, count: int, allowed: Mask | None) -> tuple[Scores, Keys]:
     scores = np.empty((len(queries), count), np.float32)
     places = np.empty((len(queries), count), np.int64)
     bits = None if allowed is None else np.packbits(allowed, bitorder="little")

@@ -50,11 +50,14 @@ async def test_every_order_is_that_of_a_sort(store):
         value = one.metadata.get("date")
         return value if isinstance(value, int | float) else None
 
+    large = [2**53 - 1, 2**53, 2**53 + 1, float(2**54), 2**54 + 3, 2**63 - 1, 2**63 - 2, -(2**63), -(2**53) - 1, 1e300]
+    entries += [entry(f"l{n}", {"date": rng.choice(large)}) for n in range(40)]  # a double would round them
+    await store.upsert(entries[300:])
     for descending in (False, True):
         wanted = sorted(
             entries, key=lambda one: (number(one) is None, (number(one) or 0) * (-1 if descending else 1))
         )  # stable: equal ones as they were written
-        for limit in (7, 100, 299, 300, 1_000):
+        for limit in (7, 100, 339, 340, 1_000):
             listed = await pages(store, limit, how={"order": Order("date", descending)})
             assert [one.id for page in listed for one in page] == [one.id for one in wanted]
             assert all(len(page) == limit for page in listed[:-1])
@@ -123,6 +126,15 @@ async def test_values_are_counted_as_the_filter_and_the_modality_say(store):
         assert [count for _, count in v.counts] == sorted(wanted.values(), reverse=True)
         assert v.missing == len(passing) - sum(wanted.values())
         assert counted.values["none"].missing == len(passing) and not counted.values["none"].counts
+
+
+@with_store
+async def test_zero_is_one_value(store):
+    """The filter finds 0, 0.0 and -0.0 alike."""
+    await store.upsert([entry(f"i{n}", {"v": value}) for n, value in enumerate((0, 0.0, -0.0))])
+    await store.upsert([entry("one", {"v": -0.0}), entry("text", {"v": "0"})])
+    counted = await store.facets("default", ["v"])
+    assert list(counted.values["v"].counts) == [(0, 4), ("0", 1)]
 
 
 @with_store

@@ -2,6 +2,7 @@ import threading
 import tracemalloc
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +75,23 @@ def test_equal_scores_come_in_the_order_of_the_slots():
     put(index, "image", [5], vector)
     put(index, "text", [7], vector)
     assert [each.slot for each in index.search(vector, 3, NOTHING)[0]] == [3, 5, 7]
+
+
+@pytest.mark.parametrize("alike", [6, 700])
+def test_fewer_results_are_the_first_of_more_whatever_is_equal(alike):
+    """The same content under many ids: which of it is among the best is no accident of the search."""
+    rng, index = np.random.default_rng(0), Index(8)
+    query, same = np.eye(8, dtype=np.float32)[:1], unit(rng, 1)
+    same = np.abs(same)  # near, but two that are stored after it are nearer
+    vectors = np.concatenate([unit(rng, 50), np.repeat(same, alike, axis=0), query, query])
+    put(index, "text", list(range(1, len(vectors) + 1)), vectors)
+    [every] = index.search(query, len(vectors), NOTHING)
+    slots = [each.slot for each in every]
+    first = slots.index(51)
+    assert slots[first : first + alike] == list(range(51, 51 + alike))
+    for count in range(1, first + alike + 2, 1 + alike // 50):
+        for queries in (query, np.concatenate([query, unit(rng, 24)])):
+            assert [each.slot for each in index.search(queries, count, NOTHING)[0]] == slots[:count]
 
 
 def test_an_empty_index_finds_nothing():
