@@ -63,7 +63,8 @@ def page(
         slots.append(view.slots[rows])
         keys, rest = slots[-1].astype(np.float64), np.zeros(len(rows), np.int64)
         if order.key is not None:
-            keys, rest = (array[rows] for array in view.columns.numbers(order.key, view.count))
+            keys, rest = view.columns.numbers(order.key, view.count)
+            keys, rest = keys[rows], rest[rows]
         values.append(-keys if order.descending else keys)
         remainders.append(-rest if order.descending else rest)
     all_slots, ranks, rests = np.concatenate(slots), np.concatenate(values), np.concatenate(remainders)
@@ -132,7 +133,8 @@ def _values(
 
 
 def _place(cursor: str) -> tuple[float, int, int]:
-    """Return the rank, what is above it and the slot in a cursor. Raises InvalidRequest for one that no such page came with."""
+    """Return the rank, what is above it and the slot in a cursor. Raises InvalidRequest for one that no such page came
+    with."""
     place = cursors.decoded(cursor)
     if len(place) == _CURSOR.size:
         mark, rank, rest, slot = _CURSOR.unpack(place)
