@@ -187,10 +187,6 @@ class Store(Protocol):
         With `request` its index is to be of that kind from now on. Raises InvalidRequest for what this store has not.
         """
 
-    async def keyword_fields(self, collection: str) -> list[str]:
-        """Return the metadata keys whose words can be searched for, besides the text of text items."""
-        return []
-
     async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
         """Set the keyword fields, also for the items that exist already. Raises InvalidRequest."""
         if fields:

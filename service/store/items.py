@@ -76,3 +76,5 @@ class Collection:
     created: str
     index_request: IndexRequest
     count: int
+    keywords: Sequence[str]
+    """Metadata keys whose words can be searched for, besides the text of text items."""

@@ -37,7 +37,9 @@ class CollectionRow(Collection):
 # Collections
 
 _COLLECTION = """SELECT key, name, space, dimensions, created, kind, precision,
-    (SELECT count(*) FROM items WHERE items.collection = collections.key) FROM collections"""
+    (SELECT count(*) FROM items WHERE items.collection = collections.key),
+    (SELECT json_group_array(field) FROM keyword_fields WHERE collection = collections.key)
+    FROM collections"""
 
 
 def collections(connection: sqlite3.Connection) -> list[CollectionRow]:
@@ -50,9 +52,10 @@ def collection(connection: sqlite3.Connection, name: str) -> CollectionRow | Non
 
 
 def _collection(
-    key: int, name: str, space: str, dimensions: int, created: str, kind: Any, precision: Any, count: int
+    key: int, name: str, space: str, dimensions: int, created: str, kind: Any, precision: Any, count: int, keywords: str
 ) -> CollectionRow:
-    return CollectionRow(name, space, dimensions, created, IndexRequest.stored(kind, precision), count, key)
+    request = IndexRequest.stored(kind, precision)
+    return CollectionRow(name, space, dimensions, created, request, count, sorted(orjson.loads(keywords)), key)
 
 
 def collection_key(connection: sqlite3.Connection, name: str) -> int | None:

@@ -377,9 +377,6 @@ class SqliteStore(Store):
 
         return await self._write(write)
 
-    async def keyword_fields(self, collection: str) -> list[str]:
-        return await self._read_of(collection, keywords.fields)
-
     async def set_keyword_fields(self, collection: str, fields: Sequence[str]) -> None:
         def write(transaction: Transaction, key: int) -> None:
             self._disk.check()

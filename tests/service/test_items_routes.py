@@ -297,6 +297,30 @@ def test_a_move_that_is_refused(client, moves):
     assert client.get("/items/a").status_code == 200
 
 
+def test_collections_are_listed_while_they_come_and_go(client):
+    for number in range(20):
+        assert client.put(f"/collections/stays{number}", json={"keywords": ["b", "a"]}).status_code == 201
+    done = threading.Event()
+
+    def come_and_go():
+        with httpx.Client(base_url=client.base_url, trust_env=False, timeout=60) as another:
+            while not done.is_set():
+                another.put("/collections/goes")
+                another.delete("/collections/goes")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        listed = [client.get("/collections") for _ in range(60)]
+    finally:
+        done.set()
+        thread.join()
+    for response in listed:
+        assert response.status_code == 200, response.text
+        staying = [each for each in response.json()["collections"] if each["name"].startswith("stays")]
+        assert len(staying) == 20 and all(each["keywords"] == ["a", "b"] for each in staying)
+
+
 def test_collections(client):
     created = client.put("/collections/photos")
     assert created.status_code == 201

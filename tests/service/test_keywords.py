@@ -72,7 +72,7 @@ def test_and_what_is_stored_replaced_and_deleted_later(tmp_path):
 
     async def fewer(store):
         await store.set_keyword_fields("default", ["tags"])
-        assert await store.keyword_fields("default") == ["tags"]
+        assert (await store.collection("default")).keywords == ["tags"]
 
     assert set(found(tmp_path, "dog", fewer)) == {"brown", "cat"}
     with pytest.raises(InvalidRequest, match=r"'title' is no keyword field .* it has text, tags"):

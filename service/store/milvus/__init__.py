@@ -397,7 +397,7 @@ class MilvusStore(Store):
     async def _collection(self, name: str, entry: Mapping[str, Any], *, counted: bool) -> Collection:
         request = IndexRequest.stored(entry["kind"], entry["precision"])
         count = await self._tables.count(name) if counted else 0
-        return Collection(name, self._space, self._dimensions, entry["created"], request, count)
+        return Collection(name, self._space, self._dimensions, entry["created"], request, count, ())
 
     # Label sets
 
