@@ -305,8 +305,8 @@ def test_collections_are_listed_while_they_come_and_go(client):
     def come_and_go():
         with httpx.Client(base_url=client.base_url, trust_env=False, timeout=60) as another:
             while not done.is_set():
-                another.put("/collections/goes")
-                another.delete("/collections/goes")
+                another.put("/collections/vanishes")
+                another.delete("/collections/vanishes")
 
     thread = threading.Thread(target=come_and_go)
     thread.start()
