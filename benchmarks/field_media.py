@@ -377,12 +377,12 @@ def written(samples: Array, format: str = "WAV", rate: int = RATE, **options: st
     return stream.getvalue()
 
 
-def muxed(samples: Array, format: str, codec: str, rate: int = RATE) -> bytes:
+def muxed(samples: Array, format: str, codec: str, rate: int = RATE, options: dict[str, str] | None = None) -> bytes:
     """A container with a sound, by PyAV."""
     import av
 
     stream = io.BytesIO()
-    with av.open(stream, "w", format=format) as target:
+    with av.open(stream, "w", format=format, options=options) as target:
         track: Any = target.add_stream(codec, rate=rate, layout="mono")
         block = 1_024
         for start in range(0, len(samples), block):
@@ -392,6 +392,42 @@ def muxed(samples: Array, format: str, codec: str, rate: int = RATE) -> bytes:
             target.mux(track.encode(frame))
         target.mux(track.encode(None))
     return stream.getvalue()
+
+
+def two_tracks(first: Array, default: Array) -> bytes:
+    """A Matroska of two tracks, of which the second is the one that players play."""
+    import av
+
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="matroska") as target:
+        tracks: list[Any] = [target.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in range(2)]
+        tracks[1].disposition = av.stream.Disposition.default
+        for track, samples in zip(tracks, (first, default), strict=True):
+            frame = av.AudioFrame.from_ndarray((samples * 32_767).astype(np.int16).reshape(1, -1), "s16", "mono")
+            frame.sample_rate, frame.pts = RATE, 0
+            target.mux(track.encode(frame))
+    return stream.getvalue()
+
+
+def joined(heard: Array) -> dict[str, bytes]:
+    """Sounds in two parts, one file after the other, as where a station is recorded, or files are joined."""
+    first, second = heard[: len(heard) // 2], heard[len(heard) // 2 :]
+    files = {
+        f"joined.{format.lower()}": written(first, format) + written(second, format)
+        for format in ("OGG", "FLAC", "MP3")
+    }
+    files["joined.opus"] = muxed(first, "ogg", "libopus", 48_000) + muxed(second, "ogg", "libopus", 48_000)
+    tag = b"ID3\4\0\0\0\0\2\0" + bytes(256)
+    files["joined_tagged.mp3"] = tag + written(first, "MP3") + tag + written(second, "MP3")
+    for name, format, codec in (("joined_rates.aac", "adts", "aac"), ("joined_rates.mp3", "mp3", "libmp3lame")):
+        files[name] = muxed(first, format, codec) + muxed(second, format, codec, 44_100)
+    return files
+
+
+def digital_output(heard: Array) -> bytes:
+    """A WAV whose samples are a stream of AC-3, as a digital output has it: played, it is noise."""
+    stream = muxed(heard, "spdif", "ac3", 48_000)
+    return riff((b"fmt ", wave(channels=2, rate=48_000)), (b"data", bytes(4_000) + stream))
 
 
 def box(kind: bytes, body: bytes) -> bytes:
@@ -441,6 +477,11 @@ def _boxed(heard: Array, cover: bytes) -> Iterator[Sample]:
     yield right("browser.webm", muxed(heard, "webm", "libopus"), 0.97)
     yield right("sound_only.mkv", muxed(heard, "matroska", "flac"))
     yield right("mpegts.mp4", muxed(heard, "mpegts", "aac"), 0.97)
+    camcorder = muxed(heard, "mpegts", "ac3", 48_000, {"mpegts_m2ts_mode": "1"})
+    yield right("camcorder.mts", camcorder, 0.97)
+    checked = (camcorder[place + 4 : place + 192] + bytes(16) for place in range(0, len(camcorder), 192))
+    yield right("receiver.ts", b"".join(checked), 0.97)
+    yield right("default_track.mka", two_tracks(source(seed=77, seconds=1)[::-1], heard))
     yield right("sound_only.avi", muxed(heard, "avi", "pcm_s16le"))
     yield _wrong("half.m4a", m4a[: len(m4a) // 2], kind="audio")
 
@@ -516,6 +557,9 @@ def _other_formats(heard: Array) -> Iterator[Sample]:
     at = caf.index(b"data") + 4
     for name, length in (("streamed.caf", -1), ("size_0.caf", 0), ("size_4.caf", 4)):
         yield right(name, caf[:at] + struct.pack(">q", length) + caf[at + 8 :], 0.999)
+    for name in ("joined.ogg", "joined.flac", "joined.mp3", "joined.opus", "joined_rates.aac"):
+        yield right(name, joined(heard)[name], 0.95)
+    yield right("digital_output.wav", digital_output(heard), 0.97)
     yield _wrong("a.wma", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(3_000), UNSUPPORTED, kind="audio")
     yield _wrong("unknown.wav", b"no sound at all\n" * 30, UNSUPPORTED, kind="audio")
 

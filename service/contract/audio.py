@@ -7,7 +7,7 @@ rate.
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from service.contract import containers
 from service.contract.containers import sound_demuxer_of
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia, check_bytes
-from service.contract.lengths import is_ambisonic, mended
+from service.contract.lengths import goes_on, is_ambisonic, is_disguised, mended
 from service.contract.sounds import Waveform, gathered
 from service.contract.structure import is_sound
 
@@ -256,9 +256,11 @@ def _opened(data: bytes, limits: AudioLimits) -> Iterator[_Stream]:
     if not is_sound(data):
         raise containers.refusal(data, _NO_SOUND)
     complete, cut = mended(data)
-    try:
-        source = _Forward(_File(complete))
-    except Exception:
+    source = None
+    if not (goes_on(data) or is_disguised(data)):
+        with suppress(Exception):  # what libsndfile cannot open, FFmpeg perhaps can
+            source = _Forward(_File(complete))
+    if source is None:
         with _opened_after_all(complete, demuxer, limits) as stream:
             stream.cut = cut
             yield stream
@@ -318,7 +320,7 @@ def _opened_by_pyav(data: bytes, demuxer: str, limits: AudioLimits) -> Iterator[
     with containers.reading(data, demuxer) as source:
         if not source.streams.audio:
             raise UnsupportedMedia("there is no sound in it")
-        track = source.streams.audio[0]
+        track = containers.sound_tracks(source)[0]
         if track.codec_context is None:
             raise UnsupportedMedia(containers.NO_CODEC)
         limits.check_channels(track.codec_context.channels)
@@ -346,22 +348,20 @@ class _Frames:
             raise BadMedia(containers.CORRUPT)
         self.rate, self.channels = int(self._first.sample_rate), int(self._first.layout.nb_channels)
         limits.check_channels(self.channels)
-        self._planes = av.AudioResampler(format="fltp", layout=self._first.layout, rate=self.rate)
+        self._av = av
 
     def blocks(self, stream: _Stream) -> Iterator[NDArray[np.float32]]:
         assert self._first is not None
-        yield from self._planar(self._first)
-        for frame in self._frames:
-            self._limits.check_channels(frame.layout.nb_channels)
-            yield from self._planar(frame)
-        yield from self._planar(None)
+        yield from containers.planar(self._av, self._checked(), self._first.layout, self.rate)
         if self._damaged > max(1, _MOST_DAMAGED * self._packets):
             raise BadMedia(containers.CORRUPT)
         stream.cut = stream.cut or self._damaged > 0
 
-    def _planar(self, frame: Any) -> Iterator[NDArray[np.float32]]:
-        for plane in self._planes.resample(frame):
-            yield np.ascontiguousarray(plane.to_ndarray().T)
+    def _checked(self) -> Iterator[Any]:
+        yield self._first
+        for frame in self._frames:
+            self._limits.check_channels(frame.layout.nb_channels)
+            yield frame
 
     def _decoded(self, source: Any, track: Any) -> Iterator[Any]:
         packets = source.demux(track)

@@ -5,9 +5,12 @@ demuxer is always named: FFmpeg's own guess would also read playlists, which nam
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound, picture_format
@@ -24,6 +27,11 @@ NO_CODEC = "the codec of the video or sound is not one that is read here"
 CORRUPT = "the video or sound is truncated or corrupt"
 
 
+_TRANSPORT = ((0, 188), (4, 192), (0, 204))
+"""Where the mark of the first packet of an MPEG transport stream is, and how long a packet is: of a broadcast, of a
+camcorder (with the time before each), and of a receiver (with a checksum after each)."""
+
+
 def container_of(data: bytes) -> str | None:
     """Return FFmpeg's name of the container, by its first bytes; None where it is none of those that are read."""
     if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -36,7 +44,7 @@ def container_of(data: bytes) -> str | None:
         return "flv"
     if data[:4] == b"OggS" and b"\x80theora" in data[:256]:
         return "ogg"
-    if len(data) > 376 and data[0] == data[188] == data[376] == 0x47:
+    if any(data[first : first + 2 * size + 1 : size] == b"GGG" for first, size in _TRANSPORT):
         return "mpegts"
     return None
 
@@ -115,11 +123,46 @@ def opened(av: Any, data: bytes, demuxer: str) -> Any:
 
 
 def moving_pictures(source: Any) -> list[Any]:
-    """Return the streams of moving pictures: those that are not attached pictures."""
+    """Return the streams of moving pictures, those that are not attached pictures, in the order of `_chosen_first`."""
     import av
 
     attached = av.stream.Disposition.attached_pic
-    return [stream for stream in source.streams.video if not stream.disposition & attached]
+    return _chosen_first([stream for stream in source.streams.video if not stream.disposition & attached])
+
+
+def sound_tracks(source: Any) -> list[Any]:
+    """Return the streams of sound, in the order of `_chosen_first`."""
+    return _chosen_first(source.streams.audio)
+
+
+def _chosen_first(streams: Iterable[Any]) -> list[Any]:
+    """Put the stream first that a player plays: of those whose codec is known the default one, else the first."""
+    import av
+
+    default = av.stream.Disposition.default
+    return sorted(streams, key=lambda stream: (stream.codec_context is None, not stream.disposition & default))
+
+
+def planar(av: Any, frames: Iterable[Any], layout: Any, rate: int) -> Iterator[NDArray[np.float32]]:
+    """Yield decoded frames as blocks (samples, channels) of one layout and rate.
+
+    A recording of a broadcast, or several files in a row, may change both; PyAV's resampler takes every frame for one
+    like the first.
+    """
+    resampler, kind = None, None
+    for frame in frames:
+        frame_kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if resampler is None or frame_kind != kind:
+            if resampler is not None:
+                yield from map(_block, resampler.resample(None))
+            resampler, kind = av.AudioResampler(format="fltp", layout=layout, rate=rate), frame_kind
+        yield from map(_block, resampler.resample(frame))
+    if resampler is not None:
+        yield from map(_block, resampler.resample(None))
+
+
+def _block(plane: Any) -> NDArray[np.float32]:
+    return np.ascontiguousarray(plane.to_ndarray().T)
 
 
 def is_footage(data: bytes) -> bool:

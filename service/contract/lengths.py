@@ -29,6 +29,18 @@ _W64, _W64_DATA = b"riff\x2e\x91\xcf\x11", b"data\xf3\xac\xd3\x11"
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _OGG_HEADER, _MOST_OGG_PAGE = 27, 65_307
 _MOST_MPEG_FRAME = 3_000
+_MPEG_HEADER = 4
+_OGG_FIRST_PAGE, _OGG_LATER_PAGE = re.compile(rb"OggS\0[\2\6]"), re.compile(rb"OggS\0[\0\1\4\5]")
+_FLAC_START, _FLAC_HEADER = re.compile(rb"fLaC[\0\x80]\0\0\x22"), 42
+_DISGUISED = (
+    b"\x72\xf8\x1f\x4e",
+    b"\xfe\x7f\x01\x80",
+    b"\x7f\xfe\x80\x01",
+    b"\xff\x1f\x00\xe8",
+    b"\x1f\xff\xe8\x00",
+)
+"""What begins a stream of IEC 61937, and one of DTS of 16 or 14 bits in either order of bytes."""
+_MOST_DISGUISED = 2**20
 
 
 def mended(data: bytes) -> tuple[bytes, bool]:
@@ -183,16 +195,48 @@ def _element(data: bytes, place: int) -> tuple[bytes, int, int]:
 def _mpeg_ends_early(data: bytes) -> bool:
     """Return whether the first frame of an MP3 states more bytes than follow, as one of an encoder that knows them
     does."""
+    start, size = _mpeg_stated_bytes(data)
+    return len(data) - start < size
+
+
+def _mpeg_stated_bytes(data: bytes) -> tuple[int, int]:
+    """Return where the frames of an MP3 begin, and how many bytes the first states that they have: 0 where it states
+    none."""
     start = 0
     if data[:3] == b"ID3":
         start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
     frame = data[start : start + _MOST_MPEG_FRAME]
     place = max(frame.find(b"Xing"), frame.find(b"Info"))
     if frame[:1] != b"\xff" or place < 0 or len(frame) < place + 16:
-        return False
+        return start, 0
     has_frames, has_bytes = frame[place + 7] & 1, frame[place + 7] & 2
     at = place + 8 + (4 if has_frames else 0)
-    return bool(has_bytes) and len(data) - start < int.from_bytes(frame[at : at + 4], "big")
+    return start, int.from_bytes(frame[at : at + 4], "big") if has_bytes else 0
+
+
+def goes_on(data: bytes) -> bool:
+    """Return whether another sound follows the first in an Ogg, a FLAC or an MP3, as where a station's stream was
+    recorded, or files were joined: libsndfile ends with the first."""
+    if data[:4] == b"OggS":
+        page = _OGG_LATER_PAGE.search(data)
+        return page is not None and _OGG_FIRST_PAGE.search(data, page.end()) is not None
+    if data[:4] == b"fLaC":
+        return _FLAC_START.search(data, _FLAC_HEADER) is not None
+    start, size = _mpeg_stated_bytes(data)
+    following = data[start + size : start + size + _MPEG_HEADER]
+    return size > 0 and (following.startswith(b"ID3") or (following[:1] == b"\xff" and following[1:2] >= b"\xe0"))
+
+
+def is_disguised(data: bytes) -> bool:
+    """Return whether the samples of a WAV are none, but a DTS or AC-3 stream in the place of them, as on DTS CDs and
+    from digital outputs: played as samples it is noise."""
+    if data[:4] != b"RIFF":
+        return False
+    for kind, place, length in _chunks(data, "little"):
+        if kind == b"data":
+            beginning = data[place : place + min(length, _MOST_DISGUISED)].lstrip(b"\0")
+            return beginning.startswith(_DISGUISED)
+    return False
 
 
 def is_ambisonic(data: bytes) -> bool:

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.audio import Measure, Mix, resampled
-from service.contract.containers import CORRUPT, NO_CODEC, container_of, decoding, moving_pictures, opened, refusal
+from service.contract.containers import (
+    CORRUPT,
+    NO_CODEC,
+    container_of,
+    decoding,
+    moving_pictures,
+    opened,
+    planar,
+    refusal,
+    sound_tracks,
+)
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia, check_bytes
 from service.contract.images import ImagePreprocessing, preprocess_image
 from service.contract.sounds import STRETCH_S, Waveform, stretches
@@ -145,14 +155,14 @@ def _frame_count(extent: _Extent, limits: VideoLimits) -> int:
 def _extent(source: Any, limits: VideoLimits) -> _Extent:
     """Return from when to when the packets say that there is something; nothing is decoded."""
     pictures = moving_pictures(source)[:1]
-    streams = [*pictures, *source.streams.audio[:1]]
+    streams = [*pictures, *sound_tracks(source)[:1]]
     if not streams:
         raise BadMedia("the video has neither a picture nor a sound")
     if any(stream.codec_context is None for stream in streams):
         raise UnsupportedMedia(NO_CODEC)
     for stream in pictures:
         _check_size(stream.codec_context.width, stream.codec_context.height, limits)
-    for stream in source.streams.audio[:1]:
+    for stream in sound_tracks(source)[:1]:
         if stream.codec_context.channels > limits.max_channels:
             raise MediaTooLarge(f"the video's sound has more than {limits.max_channels} channels")
     start, end, count = np.inf, -np.inf, 0
@@ -229,24 +239,25 @@ def _upright(frame: Any) -> Image.Image:
 def _sounds(
     av: Any, source: Any, sampling_rate: int, extent: _Extent, limits: VideoLimits, mix: Mix
 ) -> tuple[list[Stretch], Measure]:
-    frames = source.decode(source.streams.audio[0])
+    frames = source.decode(sound_tracks(source)[0])
     first = next(frames, None)
     if first is None:
         return [], Measure(0)
     measure = Measure(first.layout.nb_channels)
 
     def blocks() -> Iterator[Waveform]:
-        planes = av.AudioResampler(format="fltp")
-        count, most = 0, limits.max_seconds * first.sample_rate
+        for block in planar(av, checked(), first.layout, first.sample_rate):
+            yield mix.apply(block, measure.take(block))
+
+    def checked() -> Iterator[Any]:
+        seconds = 0.0
         for frame in itertools.chain([first], frames):
-            count += frame.samples
-            if frame.layout.nb_channels > limits.max_channels or count > most:
+            seconds += frame.samples / frame.sample_rate
+            if frame.layout.nb_channels > limits.max_channels or seconds > limits.max_seconds:
                 raise MediaTooLarge(
                     f"the video's sound is longer than {limits.max_seconds:g} s, or has too many channels"
                 )
-            for plane in planes.resample(frame):
-                samples = np.ascontiguousarray(plane.to_ndarray().T)
-                yield mix.apply(samples, measure.take(samples))
+            yield frame
 
     at = max(0.0, (first.time or 0.0) - extent.start)
     parts = []

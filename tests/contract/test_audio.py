@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks import field_media
 from service.contract.audio import AudioLimits, _File, decode_audio
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
+from service.contract.lengths import goes_on
 
 RATE = 16_000
 
@@ -52,6 +54,20 @@ def test_channels_are_averaged() -> None:
     left, right = sine(), np.full(RATE, 0.25, np.float32)
     waveform = decode_audio(encode(np.stack([left, right], axis=1), subtype="FLOAT"), RATE)
     np.testing.assert_allclose(waveform, (left + right) / 2, atol=1e-6)
+
+
+def test_sounds_one_after_another_in_a_file_are_all_heard() -> None:
+    for name, data in field_media.joined(sine(440, 3.0)).items():
+        waveform = decode_audio(data, RATE)
+        assert abs(len(waveform) / RATE - 3.0) < 0.25, f"{name}: {len(waveform) / RATE} s"
+        assert abs(peak_hertz(waveform[-RATE:]) - 440) < 3, f"{name}: the second is not at its rate"
+
+
+@pytest.mark.parametrize("format", ["OGG", "FLAC", "MP3"])
+def test_one_sound_is_not_taken_for_two(format: str) -> None:
+    data = encode(sine(), format=format)
+    assert not goes_on(data)
+    assert not goes_on(data + b"TAG".ljust(128, b"\0"))
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 192_000])
