@@ -310,9 +310,14 @@ def _opened_after_all(data: bytes, demuxer: str | None, limits: AudioLimits) -> 
         raise
     except UnsupportedMedia as error:
         # Where PyAV is missing a damaged file cannot be told from one that it could read.
-        raise (UnsupportedMedia(_NO_SOUND) if weak else error) from None
+        raise (_unlike_a_sound(data) if weak else error) from None
     except InputError:
-        raise (UnsupportedMedia(_NO_SOUND) if weak else BadMedia(_CORRUPT)) from None
+        raise (_unlike_a_sound(data) if weak else BadMedia(_CORRUPT)) from None
+
+
+def _unlike_a_sound(data: bytes) -> UnsupportedMedia:
+    name = containers.name_of_other(data)
+    return UnsupportedMedia(_NO_SOUND if name is None else f"{_NO_SOUND}. This is {name}")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A container without moving pictures is a sound; a picture that is attached to on
 demuxer is always named: FFmpeg's own guess would also read playlists, which name other files and addresses.
 """
 
+import codecs
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -76,10 +77,89 @@ _SOUNDS = (
 )
 
 
-def refusal(data: bytes, otherwise: str) -> UnsupportedMedia:
+_OTHERS = (
+    (0, b"%PDF", "a PDF"),
+    (0, b"8BPS", "a picture of Photoshop"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"II\xbc\x01", "JPEG XR"),
+    (0, b"IIRO", "a camera's raw file"),
+    (0, b"IIU\0", "a camera's raw file"),
+    (0, b"FUJIFILMCCD-RAW", "a camera's raw file"),
+    (4, b"ftypcrx ", "a camera's raw file"),
+    (0, b"\0\0\1\0", "an icon (ICO)"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"DDS ", "DDS"),
+    (0, b"qoif", "QOI"),
+    (0, b"SIMPLE  =", "FITS"),
+    (128, b"DICM", "DICOM"),
+    (0, b"gimp xcf", "a picture of GIMP"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"\x30\x26\xb2\x75", "Windows Media (WMA, WMV)"),
+    (0, b"\0\0\1\xba", "an MPEG programme stream (MPG, VOB)"),
+    (0, b"\0\0\1\xb3", "a bare MPEG video"),
+    (0, b"\0\0\0\1", "a bare stream of H.264 or HEVC without a container"),
+    (0, b"MThd", "MIDI, which holds notes and no sound"),
+    (0, b"DSD ", "DSD"),
+    (0, b"FRM8", "DSD"),
+    (0, b"wvpk", "WavPack"),
+    (0, b"MAC ", "Monkey's Audio"),
+    (0, b"TTA1", "True Audio"),
+    (0, b"MPCK", "Musepack"),
+    (0, b"\x0b\x77", "a bare stream of AC-3"),
+    (0, b"\x7f\xfe\x80\x01", "a bare stream of DTS"),
+    (0, b"Creative Voice", "Creative Voice"),
+    (0, b"\2#!SILK", "SILK, as chat programs record it"),
+    (0, b"#!SILK", "SILK, as chat programs record it"),
+    (0, b"PK\3\4", "a ZIP archive, as those of office programs are"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (0, b"Rar!", "a RAR archive"),
+    (0, b"BZh", "a bzip2 archive"),
+    (0, b"\xfd7zXZ", "an xz archive"),
+    (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (257, b"ustar", "a tar archive: send it as a job"),
+    (0, b"\xd0\xcf\x11\xe0", "a file of an old office program"),
+    (0, b"SQLite format 3", "a database of SQLite"),
+    (0, b"\0\5\x16\7", "the notes that macOS keeps beside a file (AppleDouble), and not that file"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, and not the file that it stands for: run git lfs pull"),
+    (0, b"\xff\xfe", "a text in UTF-16"),
+    (0, b"\xfe\xff", "a text in UTF-16"),
+    (0, b"\x89PNG", "a PNG whose line ends were changed on its way: send it as binary"),
+)
+"""Marks, and where they stand, of other files that people have."""
+_MOST_SHOWN = 1_024
+
+
+def name_of_other(data: bytes) -> str | None:
+    """Return what a file that is not read here is, as far as its beginning says so."""
+    for place, mark, name in _OTHERS:
+        if data.startswith(mark, place):
+            return name
+    beginning = data[:_MOST_SHOWN]
+    if not beginning.strip(b"\0"):
+        return "nothing but zeros, as where a copy was broken off"
+    start = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    if b"<svg" in start and start.startswith(b"<"):
+        return "a drawing (SVG)"
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return None
+    return "a text" if all(letter.isprintable() or letter.isspace() for letter in text) else None
+
+
+def refusal(data: bytes, otherwise: str = UNKNOWN) -> UnsupportedMedia:
     """Return why a file is none of what it was sent as, in the same words wherever it is nothing that is read here."""
-    read_here = is_picture(data) or is_sound(data) or container_of(data) is not None
-    return UnsupportedMedia(otherwise if read_here else UNKNOWN)
+    if is_picture(data) or is_sound(data) or container_of(data) is not None:
+        return UnsupportedMedia(otherwise)
+    name = name_of_other(data)
+    return UnsupportedMedia(UNKNOWN if name is None else f"{UNKNOWN}. This is {name}")
 
 
 def is_known(data: bytes) -> bool:

@@ -30,7 +30,16 @@ from service.contract.structure import (
     check_structure,
     picture_format,
 )
-from service.contract.tiffs import FLOAT, SIGNED, UNKNOWN_SAMPLES, UNSIGNED, Samples, regrouped, tiff_essentials
+from service.contract.tiffs import (
+    FLOAT,
+    SIGNED,
+    UNKNOWN_SAMPLES,
+    UNSIGNED,
+    Samples,
+    check_finite,
+    regrouped,
+    tiff_essentials,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC")
 NO_HEIC = "HEIC images are read where pillow-heif is installed: pip install 'isthmus[heif]'"
@@ -76,6 +85,8 @@ _UPRIGHT = {
 _SIXTEEN_TO_EIGHT = ((np.arange(65_536) + 128) // 257).astype(np.uint8)
 """The nearest of 256 levels, full scale to full scale."""
 _CORRUPT = "the image is truncated or corrupt"
+_BIT_FIELDS = b"\3\0\0\0"
+_UNKNOWN_BMP = "the BMP's pixels are of a kind that is not read here: save it with 24 bits a pixel, or as PNG"
 
 _MOST_SCALED = 16
 """Times the limit of pixels that a JPEG may have which is decoded at a fraction of its size: to read through it all
@@ -183,6 +194,8 @@ def see_image(
             small.thumbnail((SMALL_SIDE, SMALL_SIDE), SMALL_RESAMPLE, SMALL_GAP)
             show(small)
         return pixels, picture.cut
+    except InputError:
+        raise
     except Exception:  # samples that are no numbers come to light when they become RGB
         raise BadMedia(_CORRUPT) from None
 
@@ -201,6 +214,8 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits(), enough: int |
     picture = _decoded(data, limits, enough)
     try:
         return picture.whole()
+    except InputError:
+        raise
     except Exception:
         raise BadMedia(_CORRUPT) from None
 
@@ -351,8 +366,7 @@ def _scaled(image: Image.Image, samples: Samples, extremes: tuple[float, float])
     if image.mode == "I" and samples.kind == UNSIGNED and samples.bits == 32:
         pixels = pixels.view(np.uint32)
         extremes = (0.0, 2.0**32 - 1) if extremes[0] < 0 else extremes
-    if not np.isfinite(pixels).all():
-        raise ValueError("a sample is NaN or infinite")
+    check_finite(pixels)
     return Image.fromarray(samples.range(*extremes).levels(pixels))
 
 
@@ -433,6 +447,8 @@ def _with_pillow(
     except Exception:
         if format == "TIFF" and samples.are_there:
             raise UnsupportedMedia(UNKNOWN_SAMPLES) from None
+        if format == "BMP" and essentials.data[30:34] == _BIT_FIELDS:
+            raise UnsupportedMedia(_UNKNOWN_BMP) from None
         raise
     width, height = image.width // samples.per_pixel, image.height
     if max(width, height) > LONGEST_SIDE:
@@ -457,6 +473,8 @@ def _with_pillow(
     if broken:
         del image  # its memory is needed; so is that of the error's frames
         image, cut = _completed(essentials.data, smaller), True
+    if format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")  # whoever wrote it left the fourth byte empty, as viewers know
     if format in _ANIMATED and not essentials.one_frame:
         image = _showing(image, essentials, format, limits)
     info = image.info

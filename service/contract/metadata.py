@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from service.contract.errors import BadMedia
+from service.contract.errors import BadMedia, UnsupportedMedia
 from service.contract.structure import MAX_LOOSE, MAX_PARTS, MAX_TAGS, TOO_MANY
 
 MOST_PROFILE_BYTES = 4_000_000
@@ -105,6 +105,8 @@ def jpeg_essentials(data: bytes) -> Essentials:
 def png_essentials(data: bytes) -> Essentials:
     """Return a PNG of its critical chunks, and of a sound tRNS."""
     view = memoryview(data)
+    if data[12:16] == b"CgBI":
+        raise UnsupportedMedia("the PNG is in Apple's own form for apps (CgBI): save it as a plain PNG")
     still, moving = [view[:8]], [view[:8]]
     exif = xmp = b""
     profile: bytes | None = None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL.JpegImagePlugin import MARKER
 
-from service.contract.errors import BadMedia, MediaTooLarge
+from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 
 LONGEST_SIDE = 65_535
 """Pixels: what JPEG and GIF can say at most; pictures of one long row are not worth the code."""
@@ -33,6 +33,8 @@ WebP four times, 16 bytes a pixel; a photograph has a byte for every 5 to 20 pix
 """
 
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_LOSSLESS = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)
+_UNKNOWN_JPEG = "the JPEG is lossless, or has 12 bits a sample: that is not read here, save it as a plain JPEG"
 TOO_MANY = "the image is cut into too many parts"
 
 
@@ -81,14 +83,14 @@ def is_picture(data: bytes) -> bool:
 
 def is_sound(data: bytes) -> bool:
     """Return whether a file begins as a WAV, AIFF, FLAC, Ogg, MP3, AAC, AMR, CAF, AU or W64 does."""
-    is_mpeg = data[:1] == b"\xff" and data[1:2] >= b"\xe0"
+    is_mpeg = data[:1] == b"\xff" and data[1:2] >= b"\xe0" and data[1:2] != b"\xfe"  # which begins UTF-16
     is_film = data[:4] == b"OggS" and b"\x80theora" in data[:256]
     return (data.startswith(_SOUNDS) and not is_film) or data[8:12] in _INSIDE.get(data[:4], ()) or is_mpeg
 
 
 def check_structure(data: bytes, max_pixels: int) -> None:
-    """Raises MediaTooLarge or BadMedia for a JPEG, BMP or WebP that would cost too much to open. Other formats pass:
-    `metadata` and `tiffs` bound those that they walk through."""
+    """Raises MediaTooLarge or BadMedia for a JPEG, BMP or WebP that would cost too much to open, UnsupportedMedia for
+    a JPEG of a kind that is not read. Other formats pass: `metadata` and `tiffs` bound those that they walk through."""
     if data.startswith(b"\xff\xd8\xff"):
         _jpeg(data)
     elif data.startswith(b"BM"):
@@ -118,6 +120,8 @@ def _jpeg(data: bytes) -> None:
             parts += 1
             place = at + 2 + length
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                if marker in _LOSSLESS or body[:1] not in (b"", b"\x08"):
+                    raise UnsupportedMedia(_UNKNOWN_JPEG)
                 coefficients, is_progressive = _coefficients(body), marker in _PROGRESSIVE
             elif marker == 0xDA:
                 break

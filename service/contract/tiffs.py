@@ -17,7 +17,9 @@ from service.contract.errors import BadMedia, UnsupportedMedia
 from service.contract.metadata import MOST_PROFILE_BYTES, Essentials, xmp_orientation
 from service.contract.structure import MAX_TAGS, TOO_MANY
 
-UNKNOWN_SAMPLES = "the TIFF's samples are of a kind that is not read here: save it with 8 or 16 bits a sample"
+UNKNOWN_SAMPLES = (
+    "the TIFF's samples are of a kind that is not read here: save it as grey or RGB, with 8 or 16 bits a sample"
+)
 _MOST_STRIPS = 300_000
 """Strips or tiles, for each of which Pillow makes an object. Of 40 megapixels there are 160,000 tiles of 16 × 16."""
 _MOST_VALUES = 16
@@ -25,6 +27,9 @@ _MOST_VALUES = 16
 _WIDTH, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR, _TILE_WIDTH = 256, 258, 262, 277, 284, 317, 322
 _LOWEST, _HIGHEST, _EXTRA, _FORMAT, _LOWEST_OF_ANY, _HIGHEST_OF_ANY = 280, 281, 338, 339, 340, 341
 _XMP, _ICC = 700, 34675
+_COMPRESSION = 259
+_UNREAD_COMPRESSIONS = (9, 10, 33003, 33005, 34663, 34712, 34887, 34892, 50001, 50002, 52546)
+"""JBIG, JPEG 2000, LERC, lossy DNG, WebP and JPEG XL, which Pillow's libtiff has no codecs for."""
 _PLACES = (273, 279, 324, 325)
 """Where strips and tiles are."""
 _LONG = (320, 347, 519, 520, 521)
@@ -220,6 +225,8 @@ def tiff_essentials(data: bytes) -> tuple[Essentials, Samples]:
 
 
 def _samples(directory: _Directory) -> Samples:
+    if directory.number(_COMPRESSION, 1) in _UNREAD_COMPRESSIONS:
+        raise UnsupportedMedia("the TIFF's compression is not read here: save it with LZW or Deflate, or with none")
     bits, kinds = directory.numbers(_BITS) or (1,), directory.numbers(_FORMAT) or (1,)
     lowest = directory.numbers(_LOWEST_OF_ANY) or directory.numbers(_LOWEST)
     highest = directory.numbers(_HIGHEST_OF_ANY) or directory.numbers(_HIGHEST)
@@ -250,11 +257,17 @@ def _samples(directory: _Directory) -> Samples:
     return replace(samples, per_pixel=count, alpha=alpha, predicted=predictor == 2)
 
 
+def check_finite(samples: NDArray[np.generic]) -> None:
+    """Raises BadMedia."""
+    if not np.isfinite(samples).all():
+        raise BadMedia("the image has samples that are not finite (NaN or infinite): give those without a value one")
+
+
 def regrouped(image: Image.Image, samples: Samples) -> Image.Image:
     """Turn a picture that was read as one long row of grey samples into RGB, RGBA or grey with alpha, of 8 bits a
     sample.
 
-    Raises ValueError where a sample is NaN or infinite.
+    Raises BadMedia where a sample is NaN or infinite.
     """
     pixels = np.asarray(image)
     pixels = pixels.reshape(image.height, -1, samples.per_pixel)
@@ -262,8 +275,7 @@ def regrouped(image: Image.Image, samples: Samples) -> Image.Image:
         kind = np.int16 if samples.kind == SIGNED else np.uint16
         pixels = np.cumsum(pixels.astype(kind), axis=1, dtype=kind)
     count = 3 if samples.per_pixel > 2 else 1
-    if not np.isfinite(pixels).all():
-        raise ValueError("a sample is NaN or infinite")
+    check_finite(pixels)
     colours = pixels[..., :count]
     levels = samples.range(float(colours.min()), float(colours.max())).levels(colours)
     picture = Image.fromarray(levels if count == 3 else levels[..., 0])

@@ -3,14 +3,16 @@
 import json
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from service.contract.errors import InputError
 
@@ -92,11 +94,23 @@ class TextTokenizer:
             plain = encoding if not prefix or self._unknown not in encoding.ids else self._tokenizer.encode(text)
         except (UnicodeEncodeError, TypeError):  # which of them depends on the version of tokenizers
             raise InputError("the text is not valid Unicode: it holds a lone surrogate") from None
-        if not encoding.ids:
+        if self._reads_nothing(text, encoding, prefix):
             raise InputError("the text is empty: its characters are none that the tokenizer reads")
         # An encoding says which tokens the template added: the unknown token of some is the end of a text as well.
         ids = [id for id, special in zip(plain.ids, plain.special_tokens_mask, strict=True) if not special]
-        return Tokens(tuple(encoding.ids), bool(encoding.overflowing), self._share_unknown(ids))
+        tokens = Tokens(tuple(encoding.ids), bool(encoding.overflowing), self._share_unknown(ids))
+        if tokens.unknown and (plain_text := unicodedata.normalize("NFKC", text)) != text:
+            # Full-width letters, and letters of mathematics, which people write as a fancy font.
+            with suppress(InputError):  # what becomes of a macron that stands alone
+                return min(tokens, self.encode(plain_text, prefix), key=attrgetter("unknown"))
+        return tokens
+
+    def _reads_nothing(self, text: str, encoding: Encoding, prefix: str) -> bool:
+        """Return whether a text leaves no token of its own: of characters that show nothing (zero-width ones, marks of
+        direction, NUL), all texts have the vector of none."""
+        if prefix and not any(map(str.isalnum, text)):
+            encoding = self._tokenizer.encode(text)
+        return all(encoding.special_tokens_mask)
 
     def accept(self, ids: Sequence[int]) -> Tokens:
         """Check ids that a client made with this very tokenizer, special tokens included. Raises InputError."""

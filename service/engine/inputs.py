@@ -21,7 +21,7 @@ from PIL import Image
 from service.contract import audio, images
 from service.contract.arrays import NPY
 from service.contract.bundle import FrontEnd, Modality
-from service.contract.containers import UNKNOWN, container_of, is_footage
+from service.contract.containers import container_of, is_footage, refusal
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
 from service.contract.structure import is_picture, is_sound
 from service.contract.tokens import Role
@@ -242,7 +242,7 @@ def of_file(data: bytes) -> Media | Video:
         return Media("array", data)
     if container_of(data) is not None:
         return Video(data)
-    raise UnsupportedMedia(UNKNOWN)
+    raise refusal(data)
 
 
 def opened(video: Video) -> Part:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -58,8 +59,10 @@ _LONG = (b"," + b"0" * 20, b",-" + b"0" * 19)
 def parse_json(body: bytes) -> Any:
     """Parse a client's JSON. Raises BodyTooLarge where it would fill the memory, MalformedRequest.
 
-    An integer of more than 64 bits stays one, so that it can be told from a number like 1e300: orjson rounds it.
+    An integer of more than 64 bits stays one, so that it can be told from a number like 1e300: orjson rounds it. A
+    byte-order mark, which some programs write, is passed over.
     """
+    body = body.removeprefix(BOM_UTF8)
     if len(body) > _SMALL_BYTES and _memory_of(body) > _MOST_MEMORY_BYTES:
         raise BodyTooLarge("the body holds too many values")
     # orjson refuses NaN, Infinity, numbers that overflow, lone surrogates and bottomless nesting.
@@ -67,8 +70,18 @@ def parse_json(body: bytes) -> Any:
         value = orjson.loads(body)
         alike = body.translate(_ALIKE)
         return json.loads(body) if any(mark in alike for mark in _LONG) else value
-    except (ValueError, RecursionError):  # JSONDecodeError is one; so is an integer of thousands of digits
-        raise MalformedRequest("the body is not valid JSON") from None
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is one; so is an integer of thousands of digits
+        raise MalformedRequest(f"the body is not valid JSON{_where(body, error)}") from None
+
+
+def _where(body: bytes, error: Exception) -> str:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return ": it is not UTF-8"
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    return f": see line {error.lineno}, column {error.colno}"
 
 
 def _memory_of(body: bytes) -> int:

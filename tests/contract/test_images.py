@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pydantic import ValidationError
 
+from benchmarks import field_media
 from service.contract import images
 from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia
 from service.contract.images import (
@@ -236,6 +237,85 @@ def test_a_corrupt_png_is_bad() -> None:
 def test_what_is_no_image_of_a_known_format_is_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedMedia, match="JPEG, PNG"):
         decode_image(data)
+
+
+def bmp(pixels: np.ndarray, header_bytes: int, masks: tuple[int, int, int, int]) -> bytes:
+    """A BMP of 32 bits a pixel, or of 16, in bit fields; `pixels` (H, W) are the samples as they are stored."""
+    height, width = pixels.shape
+    body = pixels[::-1].astype(f"<u{pixels.dtype.itemsize}").tobytes()
+    header = struct.pack(
+        "<IiiHHIIiiII", header_bytes, width, height, 1, 8 * pixels.dtype.itemsize, 3, len(body), 0, 0, 0, 0
+    )
+    header = (header + struct.pack("<4I", *masks)).ljust(header_bytes, b"\0")
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(body), 0, 0, 14 + len(header)) + header + body
+
+
+@pytest.mark.parametrize("header_bytes", [56, 108, 124])
+def test_a_bmp_whose_fourth_byte_is_empty_shows_its_colours(header_bytes: int) -> None:
+    """As screen shots and the clipboard of Windows have it."""
+    colours = np.random.default_rng(0).integers(0, 2**24, (9, 13), dtype=np.uint32)
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    expected = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1)
+    assert np.array_equal(np.asarray(decode_image(bmp(colours, header_bytes, masks))), expected)
+    clear = colours.copy()
+    clear[0] |= 0xFF000000  # one row is there: the others are clear
+    shown = np.asarray(decode_image(bmp(clear, header_bytes, masks)))
+    assert np.array_equal(shown[0], expected[0]) and (shown[1:] == shown[1, 0]).all()
+
+
+def frame(marker: int, bits: int) -> bytes:
+    """A JPEG whose frame has another marker and other bits a sample."""
+    data = bytearray(encode(Image.new("RGB", (16, 16)), "JPEG"))
+    place = data.index(b"\xff\xc0")
+    data[place + 1], data[place + 4] = marker, bits
+    return bytes(data)
+
+
+def compressed(number: int) -> bytes:
+    """A TIFF that states a compression."""
+    return field_media.tiff(np.zeros((4, 4), np.uint8), {259: (3, [number])})
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (frame(0xC1, 12), "lossless, or has 12 bits"),
+        (frame(0xC3, 8), "lossless, or has 12 bits"),
+        (compressed(50_001), "the TIFF's compression"),
+        (compressed(33_005), "the TIFF's compression"),
+        (PNG + chunk(b"CgBI", b"P\0 \2") + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 6, 0, 0, 0)), "CgBI"),
+        (bmp(np.zeros((4, 4), np.uint16), 56, (0xF00, 0xF0, 0xF, 0xF000)), "the BMP's pixels"),
+    ],
+)
+def test_a_kind_that_is_not_read_is_told_from_a_damaged_file(data: bytes, words: str) -> None:
+    with pytest.raises(UnsupportedMedia, match=words):
+        decode_image(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"%PDF-1.7\n", "a PDF"),
+        (b"PK\3\4\x14\0", "a ZIP archive"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"<!DOCTYPE html><title>404</title>", "a web page"),
+        (b'<?xml version="1.0"?>\n<svg/>', "SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\0\5\x16\7\0\2\0\0Mac OS X        ", "AppleDouble"),
+        (bytes(5_000), "nothing but zeros"),
+        (PNG.replace(b"\r\n", b"\n") + bytes(9), "line ends"),
+        ("ein Hündchen".encode("utf-16"), "a text in UTF-16"),
+        ("犬が浜辺を走る\n" * 200, "a text"),
+        (bytes(128) + b"DICM", "DICOM"),
+        (b"MThd\0\0\0\6", "MIDI"),
+    ],
+    ids=str,
+)
+def test_a_file_of_another_kind_is_called_by_its_name(data: bytes | str, name: str) -> None:
+    with pytest.raises(UnsupportedMedia, match=f"This is .*{name}"):
+        decode_image(data if isinstance(data, bytes) else data.encode())
 
 
 def test_the_byte_limit_comes_before_everything() -> None:

@@ -1,5 +1,6 @@
 """Text to ids: the manifest's truncation and padding, not those saved in the tokenizer's file."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,22 @@ def test_the_share_that_is_unknown_is_of_what_is_read(tokenizer: TextTokenizer, 
 def test_an_instruction_makes_no_text_known(tokenizer: TextTokenizer) -> None:
     assert tokenizer.encode("zebra", prefix="a b ") == Tokens((BOS, A, B, UNK, EOS), False, unknown=1.0)
     assert tokenizer.encode("a zebra", prefix="b ").unknown == 0.5
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff", "\0\0", "\u202e \u202c", "\ufe0f", "\ue000"])
+@pytest.mark.parametrize("prefix", ["", "a b "])
+def test_a_text_of_what_shows_nothing_is_empty(tokenizer: TextTokenizer, text: str, prefix: str) -> None:
+    with pytest.raises(InputError, match="empty"):
+        tokenizer.encode(text, prefix)
+    assert tokenizer.encode(f"{text}a{text} b", prefix).ids == tokenizer.encode("a b", prefix).ids
+
+
+@pytest.mark.parametrize("text", ["ａ ｂ", "𝐚 𝖇", "ⓐ 𝓫"])
+def test_letters_of_another_form_are_read_as_letters_where_they_are_not_known(
+    tokenizer: TextTokenizer, text: str
+) -> None:
+    assert tokenizer.encode(text) == tokenizer.encode("a b")
+    assert tokenizer.encode(text + " zebra").unknown == tokenizer.encode("a b zebra").unknown
 
 
 def of_model(path: Path, model: models.Model, pre: pre_tokenizers.PreTokenizer | None) -> TextTokenizer:
@@ -163,7 +180,10 @@ def test_any_text_gives_ids_that_accept_takes_or_a_named_error(tokenizer: TextTo
     try:
         tokens = tokenizer.encode(text)
     except InputError:
-        assert not text.strip() or any("\ud800" <= character <= "\udfff" for character in text)
+        # Controls, spaces and marks leave nothing; a lone surrogate is no Unicode.
+        assert all(unicodedata.category(character)[0] in "CZM" for character in text) or any(
+            "\ud800" <= character <= "\udfff" for character in text
+        )
         return
     assert 2 <= len(tokens.ids) <= 6
     assert tokenizer.accept(tokens.ids) == Tokens(tokens.ids, False, tokens.unknown)

@@ -262,6 +262,25 @@ def test_what_is_not_json_is_malformed(shared_client: httpx.Client, body: bytes)
     refused(response, 400, "malformed_request")
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"inputs": ["Hündchen"]}'.encode("latin-1"), "it is not UTF-8"),
+        ('{"inputs": ["red"]}'.encode("utf-16"), "it is not UTF-8"),
+        (b'{"inputs":\n  ["red",]}', "see line 2, column 9"),
+    ],
+)
+def test_what_is_not_json_says_where(shared_client: httpx.Client, body: bytes, words: str) -> None:
+    response = shared_client.post("/embed", content=body, headers={"Content-Type": "application/json"})
+    assert refused(response, 400, "malformed_request")["detail"] == f"the body is not valid JSON: {words}"
+
+
+def test_a_byte_order_mark_is_passed_over(shared_client: httpx.Client) -> None:
+    body = b'\xef\xbb\xbf{"inputs": ["red"]}'
+    response = shared_client.post("/embed", content=body, headers={"Content-Type": "application/json"})
+    assert response.json() == shared_client.post("/embed", json={"inputs": ["red"]}).json()
+
+
 def test_huge_numbers_are_refused(shared_client: httpx.Client) -> None:
     body = b'{"inputs": ["red"], "dimensions": 123456789012345678901234567890}'
     response = shared_client.post("/embed", content=body, headers={"Content-Type": "application/json"})
