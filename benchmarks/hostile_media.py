@@ -255,7 +255,8 @@ def tiffs() -> Files:
     }
     for compression in (2, 3, 4, 5, 6, 7, 8, 32773, 34925, 50000, 50001, 34676):
         tags = _tags(400, 400, t259=compression, t279=len(data))
-        files[f"tiff of noise, compression {compression}"] = (BAD, tiff(tags, data))
+        code = UNSUPPORTED if compression == 50001 else BAD
+        files[f"tiff of noise, compression {compression}"] = (code, tiff(tags, data))
     return files
 
 
@@ -346,8 +347,11 @@ def jpegs() -> Files:
         "jpeg without a scan": (BAD, small[:scan] + b"\xff\xd9"),
         "jpeg of a start": (BAD, b"\xff\xd8\xff"),
         "jpeg of arithmetic code, which it is not": (OK, small.replace(b"\xff\xc0", b"\xff\xc9")),
-        "jpeg without loss, which it is not": (BAD, small.replace(b"\xff\xc0", b"\xff\xc3")),
-        "jpeg of 12 bits, which it is not": (BAD, small.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c")),
+        "jpeg without loss, which it is not": (UNSUPPORTED, small.replace(b"\xff\xc0", b"\xff\xc3")),
+        "jpeg of 12 bits, which it is not": (
+            UNSUPPORTED,
+            small.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
+        ),
         "jpeg without tables": (BAD, small[:2] + small[small.find(b"\xff\xc0") :].replace(b"\xff\xc4", b"\xff\xe7")),
     }
 
