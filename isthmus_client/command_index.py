@@ -47,6 +47,7 @@ _TRY_AGAIN_S = 30.0
 class _Options:
     folder: Path
     collection: str
+    modality: str | None
     again: bool
     prune: bool
     as_json: bool
@@ -55,6 +56,9 @@ class _Options:
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, exists=True, path_type=Path))
 @click.option("-c", "--collection", default="default", show_default=True, help="Where the items are stored.")
+@click.option(
+    "--modality", metavar="NAME", help="Of its arrays (.npy), where the bundle has several modalities that take arrays."
+)
 @click.option("--again", is_flag=True, help="Send unchanged files too, and replace what is stored of them.")
 @click.option(
     "--prune",
@@ -65,7 +69,15 @@ class _Options:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end, or after each change.")
 @click.pass_context
 def index(
-    context: click.Context, /, folder: Path, collection: str, again: bool, prune: bool, watch: bool, as_json: bool
+    context: click.Context,
+    /,
+    folder: Path,
+    collection: str,
+    modality: str | None,
+    again: bool,
+    prune: bool,
+    watch: bool,
+    as_json: bool,
 ) -> None:
     """Store the files of a folder, once or as they change.
 
@@ -78,7 +90,7 @@ def index(
     """
     from isthmus_client.folder import list_folder
 
-    options = _Options(folder, collection, again, prune, as_json)
+    options = _Options(folder, collection, modality, again, prune, as_json)
     if watch:
         _watch(context, options)
     report = _Report(list_folder(folder), shown=sys.stderr.isatty() and not as_json)
@@ -101,7 +113,7 @@ def _index(space: "Isthmus", options: _Options, report: "_Report") -> None:
     for name, why in report.listing.unreadable.items():
         report.error(name, why)
     with _ctrl_c_ends_it(report.last_words):
-        run = FolderIndex(space, report.listing, options.collection)
+        run = FolderIndex(space, report.listing, options.collection, options.modality)
         # The server has answered: from here on, wait for it while it is restarted or overloaded.
         space.retries = Retries(attempts=_ATTEMPTS, most_s=_LONGEST_PAUSE_S, patience_s=_PATIENCE_S)
         space.batching = Batching(inputs=_FILES_AT_ONCE)

@@ -172,8 +172,10 @@ Report = Callable[[Outcome], None]
 class FolderIndex:
     """Runs once over a folder: `follow` renamed files, `send` the others, `prune` items of files that are gone."""
 
-    def __init__(self, space: Isthmus, listing: Listing, collection: str) -> None:
-        """Read what the collection holds. Raises ClientError."""
+    def __init__(self, space: Isthmus, listing: Listing, collection: str, modality: str | None = None) -> None:
+        """Read what the collection holds. `modality`: that of arrays, where the bundle has several that take them.
+        Raises ClientError."""
+        self._modality = modality
         self._space, self._listing, self._collection = space, listing, collection
         self._mark = listing.folder.resolve().name
         if any(name.lower().endswith(_ARRAYS) for name in listing.files):
@@ -293,9 +295,8 @@ class FolderIndex:
             fields |= _object(description, f"the file's metadata ({self._listing.description(name)})")
         stamp |= {"folder": self._mark} | ({"fields": sorted(fields)} if fields else {})
         browsed = {FOLDER: self._place(name), **_date_fields(data, status.st_mtime)}
-        return NewItem(
-            name, _text(data) if text else data, metadata | fields | browsed | {KEY: stamp}, self._collection
-        )
+        content, modality = _text(data) if text else data, self._modality if name.lower().endswith(_ARRAYS) else None
+        return NewItem(name, content, metadata | fields | browsed | {KEY: stamp}, self._collection, modality)
 
     def _place(self, name: str) -> str:
         """Return the folder of a file, with the name of the whole: `Pictures/2024/rome`."""

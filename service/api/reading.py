@@ -20,7 +20,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from service.errors import MalformedRequest, UnsupportedBody
 from service.runtime.timings import timed
 from service.runtime.workers import Workers
-from service.schemas.inputs import File, fill_parts, parse_json
+from service.schemas.inputs import File, append_files, parse_json
 from service.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -39,12 +39,10 @@ _SMALL = 32_768
 
 
 def append_inputs(body: dict[str, Any], files: list[File]) -> None:
-    """Give files, in order, to the parts of fused inputs that have no input; append the others as further inputs."""
-    inputs = body.get("inputs", [])
-    for value in inputs if isinstance(inputs, list) else ():
-        files = fill_parts(value, files)
+    """Give files, in order, to the inputs and the parts of fused ones that have no input; append the others as further
+    inputs."""
     if files:
-        body["inputs"] = [*inputs, *files] if isinstance(inputs, list) else inputs
+        body["inputs"] = append_files(body.get("inputs", []), files)
 
 
 def reader(model: type[Model], place: Place | None = None) -> Callable[[Request], Awaitable[Model]]:

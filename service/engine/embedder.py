@@ -208,7 +208,7 @@ class Embedder:
         names = [name for name in self.channels if front_end_of(towers[name].preprocessing) == "array"]
         if len(names) == 1:
             return replace(array, modality=names[0], front_end="array")
-        told = f"say which modality the array is of: {', '.join(names)}" if names else _NO_ARRAYS
+        told = f"say which modality the array is of (modality): {', '.join(names)}" if names else _NO_ARRAYS
         return Unreadable(UnsupportedMedia(told))
 
     async def _embed(self, inputs: Sequence[Single], caller: Caller) -> list[Embedded | InputError]:

@@ -68,6 +68,10 @@ def naming_the_way_out(settings: Settings) -> Iterator[None]:
         ) from None
 
 
+NO_PREVIEW, NOTHING_LEARNED = "and no preview of it is kept", "there is nothing to learn an adapter from"
+"""Ends of reasons for which an item is left out, where its file would help."""
+
+
 @dataclass
 class Outcome:
     embedded: Counter[Source] = field(default_factory=Counter)
@@ -91,10 +95,10 @@ class Outcome:
 
     @property
     def files_would_help(self) -> bool:
-        """Return whether there are images, sounds or videos of which no file was at hand."""
-        media = ("image:", "audio:", "video:")
+        """Return whether there are items that are made of files, and whose files were not at hand."""
         return self.embedded["preview"] + self.embedded["mapped"] > 0 or any(
-            reason.startswith(media) for reason in self.left_out
+            reason.endswith((NO_PREVIEW, NOTHING_LEARNED)) and not reason.startswith("text:")
+            for reason in self.left_out
         )
 
     def count(self, original: "Found") -> None:
@@ -155,7 +159,7 @@ class Originals:
             return Found(item, "file", data)
         if item.preview is not None and item.preview.media_type.startswith(f"{kind}/"):
             return Found(item, "preview", item.preview.data)
-        return f"{item.modality}: {data}, and no preview of it is kept"
+        return f"{item.modality}: {data}, {NO_PREVIEW}"
 
     def _kind_of(self, modality: str) -> str | None:
         """Return what the inputs of a modality are: text, image, audio, array or video; None where no tower says so."""

@@ -31,7 +31,7 @@ from service.retrieval import bank
 from service.retrieval.chance import background_texts
 from service.retrieval.indexing import NewItem, embed_items
 from service.retrieval.mapping import MOST_PAIRS, Adapter, kept
-from service.retrieval.reembedding import Filling, Found
+from service.retrieval.reembedding import NOTHING_LEARNED, Filling, Found
 from service.runtime.metrics import Metrics
 from service.store import Entry, Moment, StoreError
 from service.store.carry_over import OldItem
@@ -188,7 +188,7 @@ class Upgrading(Filling):
         if item.modality == "vector":
             return "vector: it was given as a vector, of no known modality"
         if any(_adapter_of(kind) not in self._adapters for kind, _ in _vectors(item)):
-            return f"{item.modality}: there is nothing to learn an adapter from"
+            return f"{item.modality}: {NOTHING_LEARNED}"
         return Found(item, "mapped")
 
     def improves(self, item: OldItem, from_preview: bool, mapped: bool) -> Found | None:

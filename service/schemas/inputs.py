@@ -263,12 +263,26 @@ STRING = Annotated[str, AfterValidator(partial(read, "string")), Tag("string")]
 _FILE = Annotated[InstanceOf[File], AfterValidator(lambda file: read("file", file.data))]
 A_FILE = _schema(_FILE)
 FILE = SkipJsonSchema[Annotated[_FILE, Tag("file")]]
+
+
+class NamedFile(RequestModel):
+    """An input that takes a file of the form, perhaps for the tower of a modality; see `fill_parts`."""
+
+    file: Annotated[Part, A_FILE]
+    modality: Modality | None = None
+
+    @property
+    def content(self) -> Part:
+        return self.file if self.modality is None else sent_to(self.file, self.modality)
+
+
 KINDS = (
     branch(TextInput, "text"),
     branch(ImageInput, "image"),
     branch(AudioInput, "audio"),
     branch(VideoInput, "video"),
     branch(NamedInput, "named"),
+    SkipJsonSchema[Annotated[NamedFile, AfterValidator(attrgetter("content")), Tag(_NAMED_FILE)]],
 )
 
 
@@ -276,10 +290,8 @@ class Weighted(RequestModel):
     weight: Number = 1.0
 
 
-class WeightedFile(Weighted):
-    """A part that takes a file of the form; see `fill_parts`."""
-
-    file: Annotated[Input, A_FILE]
+class WeightedFile(NamedFile, Weighted):
+    """The same as a part of several inputs."""
 
 
 def weighted(wire: type[RequestModel], kind: str) -> Any:
@@ -292,7 +304,7 @@ WEIGHTED_KINDS = (
     weighted(TextInput, "text"),
     weighted(ImageInput, "image"),
     weighted(AudioInput, "audio"),
-    SkipJsonSchema[Annotated[WeightedFile, AfterValidator(attrgetter("file", "weight")), Tag(_NAMED_FILE)]],
+    SkipJsonSchema[Annotated[WeightedFile, AfterValidator(attrgetter("content", "weight")), Tag(_NAMED_FILE)]],
     weighted(VideoInput, "video"),
     weighted(NamedInput, "named"),
 )
@@ -373,14 +385,24 @@ class FusedInput(RequestModel):
 
 
 def fill_parts(given: Any, files: list[File]) -> list[File]:
-    """Give files, in order, to the parts of `given`'s compose that have no input; return the files that are left."""
+    """Give files, in order, to what has no input: `given` itself, where it only names a modality, or the parts of its
+    compose; return the files that are left."""
     parts = given.get("compose") if isinstance(given, dict) else None
+    if isinstance(given, dict) and present(given) == {"modality"}:
+        parts = [given]
     if not isinstance(parts, list):
         return files
-    waiting = [part for part in parts if isinstance(part, dict) and not present(part) - {"weight"}]
+    waiting = [part for part in parts if isinstance(part, dict) and not present(part) - {"weight", "modality"}]
     for part, file in zip(waiting, files, strict=False):
         part["file"] = file
     return files[len(waiting) :]
+
+
+def append_files(given: Any, files: list[File]) -> Any:
+    """Give files, in order, to the inputs of a list that have none, as `fill_parts` does, and append the others."""
+    for value in given if isinstance(given, list) else ():
+        files = fill_parts(value, files)
+    return [*given, *files] if isinstance(given, list) else given
 
 
 AnyInput = Annotated[Input, one_of(STRING, *KINDS, branch(FusedInput, "compose"), FILE)]

@@ -25,6 +25,7 @@ from service.schemas.inputs import (
     File,
     Number,
     RequestModel,
+    append_files,
     at_most,
     branch,
     fill_parts,
@@ -278,12 +279,13 @@ class ScriptRequest(RequestModel):
 
 
 def place_steps(body: dict[str, Any], files: list[File]) -> None:
-    """Append files to the steps, in order."""
-    _append(body, "script", files)
+    """Give files, in order, to the steps that have no input, or append them."""
+    body["script"] = append_files(body.get("script", []), files)
 
 
 def place_query(body: dict[str, Any], files: list[File]) -> None:
-    """Give files, in order, to the parts of a composed query that have no input; otherwise one file is the query."""
+    """Give files, in order, to a query, or the parts of a composed one, without an input; otherwise one file is the
+    query."""
     files = fill_parts(body.get("query"), files)
     if len(files) == 1 and "query" not in body:
         body["query"] = files[0]
@@ -292,13 +294,8 @@ def place_query(body: dict[str, Any], files: list[File]) -> None:
 
 
 def place_queries(body: dict[str, Any], files: list[File]) -> None:
-    """Append files to the queries, in order."""
-    _append(body, "queries", files)
-
-
-def _append(body: dict[str, Any], field: str, files: list[File]) -> None:
-    given = body.get(field, [])
-    body[field] = [*given, *files] if isinstance(given, list) else given
+    """Give files, in order, to the queries that have no input, or append them."""
+    body["queries"] = append_files(body.get("queries", []), files)
 
 
 class ExplainedPart(BaseModel):

@@ -277,6 +277,47 @@ def test_without_a_tower_for_arrays_or_with_two_the_modality_is_asked_for(
         assert client.post("/embed", json={"inputs": [given["inputs"][0] | {"modality": "motion"}]}).status_code == 200
 
 
+def test_a_form_and_an_index_name_the_modality_of_their_arrays(settings: Settings, tmp_path: Path) -> None:
+    two = tiny_bundle.build(tmp_path / "two", further={"points": POINTS, "motion": POINTS})
+    red, blue = ({"modality": "motion", "array": b64(cloud(colour))} for colour in ("red", "blue"))
+    waiting, heavy = {"modality": "motion"}, {"modality": "motion", "weight": 2}
+    fused, unfilled = {"compose": [{"text": "green"}, red | {"weight": 2}]}, {"compose": [{"text": "green"}, heavy]}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "red.npy").write_bytes(cloud("red"))
+    with serving(settings.model_copy(update={"bundle": two.path, "store": tmp_path / "store"})) as client:
+        with Isthmus(str(client.base_url)) as space:
+            for modality, said in ((None, "points, motion"), ("motion", None)):
+                outcomes: list[Any] = []
+                index = FolderIndex(space, list_folder(tmp_path / "folder"), "default", modality)
+                index.send(again=True, report=outcomes.append)
+                assert said is None or said in outcomes[0].error
+            assert client.get("/items/red.npy").json()["modality"] == "motion"
+        client.post("/items", json={"items": [{"id": "blue", **blue}, {"id": "words", "text": "green"}]})
+        files = [("file", ("red.npy", cloud("red"))), ("file", ("blue.npy", cloud("blue")))]
+        for path, of_form, alike in (
+            ("/embed", {"inputs": ["green", waiting, unfilled]}, {"inputs": ["green", red, fused]}),
+            ("/search", {"query": waiting}, {"query": red}),
+            ("/search", {"query": unfilled}, {"query": fused}),
+            ("/search/batch", {"queries": [waiting, "green", unfilled]}, {"queries": [red, "green", fused]}),
+            ("/score", {"pairs": [{"a": waiting, "b": unfilled}]}, {"pairs": [{"a": red, "b": fused}]}),
+            ("/classify", {"inputs": [unfilled], "labels": ["a"]}, {"inputs": [fused], "labels": ["a"]}),
+        ):
+            count = json.dumps(alike).count("array")
+            sent = [files[0]] * count
+            answers = (
+                client.post(path, data={"request": json.dumps(of_form)}, files=sent),
+                client.post(path, json=alike),
+            )
+            assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+            form, body = ({**answer.json(), "took_ms": None} for answer in answers)
+            assert form == body, path
+        composed = {"items": [{"id": "composed", "compose": [{"text": "green"}, heavy]}]}
+        stored = client.post("/items", data={"request": json.dumps(composed)}, files=files[:1])
+        assert stored.json()["items"][0]["modality"] == "motion"
+        wrong = client.post("/embed", data={"request": json.dumps({"inputs": [{"modality": "no"}]})}, files=files[:1])
+        assert (wrong.status_code, "'no'" in wrong.text or "no no " in wrong.text) == (415, True), wrong.text
+
+
 def test_arrays_are_stored_found_labelled_and_counted(settings: Settings, tmp_path: Path) -> None:
     folder = tmp_path / "clouds"
     folder.mkdir()

@@ -335,3 +335,20 @@ def test_what_is_no_store(bundle_dir, tmp_path, capsys):
         assert main(["reembed", str(tmp_path / "none"), *more, "--bundle", str(bundle_dir)]) == 2
         assert "holds no store" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("modality", "why", "help"),
+    [
+        ("points", "its file is not in media, and no preview of it is kept", True),
+        ("image", "there is nothing to learn an adapter from", True),
+        ("image", "the bundle has no tower of this modality", False),
+        ("image", "its vector is that of several parts, which are not kept", False),
+        ("text", "its text was not stored", False),
+        ("text", "there is nothing to learn an adapter from", False),
+    ],
+)
+def test_files_are_asked_for_where_they_would_help(modality: str, why: str, help: bool) -> None:
+    outcome = reembed.Outcome()
+    outcome.leave_out(f"{modality}: {why}", "an id")
+    assert outcome.files_would_help == help

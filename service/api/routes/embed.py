@@ -12,7 +12,7 @@ from service.contract.errors import InputError
 from service.engine.inputs import in_role, raise_first
 from service.errors import InputFailed, input_problem
 from service.schemas.embed import EmbedRequest, EmbedResponse, ScoreRequest, ScoreResponse
-from service.schemas.inputs import File
+from service.schemas.inputs import File, fill_parts
 
 router = APIRouter(tags=["embed"])
 Body = Annotated[EmbedRequest, Depends(reader(EmbedRequest, append_inputs))]
@@ -41,19 +41,19 @@ async def embed(body: Body, state: StateDep, caller: CallerDep) -> JSON:
 
 
 def fill_pairs(body: dict[str, Any], files: list[File]) -> None:
-    """Give files to the missing sides of pairs, in order; the remaining files make pairs of their own, two by two."""
+    """Give files, in order, to the sides of pairs that are missing or have no input; the remaining files make pairs of
+    their own, two by two."""
     pairs = body.get("pairs", [])
     if not files or not isinstance(pairs, list):
         return
+    for pair in (pair for pair in pairs if isinstance(pair, dict)):
+        for side in ("a", "b"):
+            if pair.get(side) is not None:
+                files = fill_parts(pair[side], files)
+            elif files:
+                pair[side], *files = files
     unplaced = iter(files)
-    filled_pairs = [
-        {**pair, **{side: next(unplaced, None) for side in ("a", "b") if pair.get(side) is None}}
-        if isinstance(pair, dict)
-        else pair
-        for pair in pairs
-    ]
-    filled_pairs += [{"a": file, "b": next(unplaced, None)} for file in unplaced]
-    body["pairs"] = filled_pairs
+    body["pairs"] = [*pairs, *({"a": file, "b": next(unplaced, None)} for file in unplaced)]
 
 
 Pairs = Annotated[ScoreRequest, Depends(reader(ScoreRequest, fill_pairs))]
