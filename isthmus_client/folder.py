@@ -9,6 +9,7 @@ in the file's line of `metadata.jsonl`, which lies in the folder itself and has 
 Hugging Face's ImageFolder. A job of a tar reads the same files.
 """
 
+import codecs
 import datetime
 import hashlib
 import io
@@ -37,8 +38,11 @@ FOLDER, DATE, MONTH = f"{KEY}.folder", f"{KEY}.date", f"{KEY}.month"
 this machine showed, as if it were UTC."""
 TABLE = "metadata.jsonl"
 TEXT_SUFFIXES = (".txt", ".md")
-_SOUNDS = ".wav .flac .ogg .oga .opus .mp3 .aiff .aif .aifc .caf .au .m4a .m4b .aac .3gp .amr .weba .wma .w64"
-_VIDEOS = ".mp4 .m4v .mov .mkv .webm .avi .flv .3g2 .ogv .mts .m2ts"
+_SOUNDS = (
+    ".wav .wave .bwf .rf64 .flac .ogg .oga .opus .spx .mp3 .mp2 .mpga .aiff .aif .aifc .caf .au .snd .m4a .m4b .m4r "
+    ".aac .adts .3gp .amr .awb .weba .mka .wma .w64"
+)
+_VIDEOS = ".mp4 .m4v .f4v .mov .qt .mkv .webm .avi .flv .3g2 .ogv .mts .m2ts .wmv .mpg .mpeg .vob"
 _ARRAYS = ".npy"
 SUFFIXES = IMAGE_SUFFIXES.union(_SOUNDS.split(), _VIDEOS.split(), [_ARRAYS])
 """Suffixes of images, sounds, videos and arrays. The server finds out by a file's content which of them it is."""
@@ -407,10 +411,15 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _text(data: bytes) -> str:
+    # Editors of Windows write UTF-16, with a byte-order mark.
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError:
-        raise UnsuitableFile("the text is not UTF-8") from None
+        raise UnsuitableFile("the text is not UTF-8, nor UTF-16 with a byte-order mark: save it as UTF-8") from None
+    if "\0" in text:
+        raise UnsuitableFile("the text is no UTF-8: it holds NUL characters, as UTF-16 without a byte-order mark does")
+    return text
 
 
 def unchanged(path: Path, metadata: Mapping[str, Any]) -> bool:

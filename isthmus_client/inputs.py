@@ -34,9 +34,8 @@ _CONTAINER = re.compile(
 )
 """First bytes of containers, which are sent as videos: the service turns one without moving pictures into a sound."""
 _ARRAY = re.compile(rb"\x93NUMPY")
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
-)
+_IMAGES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .heic .heif .hif .avif"
+IMAGE_SUFFIXES = frozenset(_IMAGES.split())
 
 
 def image(source: Path | bytes) -> dict[str, Any]:

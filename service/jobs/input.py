@@ -10,6 +10,7 @@ object with a `file_name`; all else in it is metadata, as in Hugging Face's Imag
 `isthmus index` reads a folder in the same way.
 """
 
+import codecs
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
+from service.contract.containers import name_of_other
 from service.errors import BodyTooLarge, DiskFull, MalformedRequest, NotReady
 from service.jobs.ledger import Form, Refusal
 from service.retrieval.indexing import NewItem
@@ -352,10 +354,15 @@ def _plan_tar(file: BinaryIO, writer: _Writer) -> None:
     except (Unusable, DiskFull, _Stopped):
         raise
     except Exception as error:  # tarfile raises many kinds for what is no tar, RecursionError among them
-        problem = "the archive is damaged or cut off" if count else "the body is no tar"
-        raise Unusable(problem) from error
+        raise Unusable("the archive is damaged or cut off" if count else _no_tar(file)) from error
     if not is_whole:
         raise Unusable("the archive is damaged or cut off: it does not end as a tar does")
+
+
+def _no_tar(file: BinaryIO) -> str:
+    file.seek(0)
+    name = name_of_other(file.read(_BLOCK_BYTES))
+    return "the body is no tar" if name is None else f"the body is no tar, plain or gzipped. This is {name}"
 
 
 def _ends(file: BinaryIO, offset: int) -> bool:
@@ -521,20 +528,29 @@ def _body(piece: Piece) -> dict[str, Any]:
     for described in piece.metadata:
         body["metadata"] |= _object(described, "the file's metadata")
     if piece.kind == "text":
-        try:
-            body["text"] = piece.data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise _Unreadable("the text is not UTF-8") from None
+        body["text"] = _text(piece.data)
     else:
         body["file"] = File(piece.name, piece.data)
     return body
 
 
+def _text(data: bytes) -> str:
+    # Editors of Windows write UTF-16, with a byte-order mark.
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        raise _Unreadable("the text is not UTF-8, nor UTF-16 with a byte-order mark: save it as UTF-8") from None
+    if "\0" in text:
+        raise _Unreadable("the text is no UTF-8: it holds NUL characters, as UTF-16 without a byte-order mark does")
+    return text
+
+
 def _object(data: bytes, label: str) -> dict[str, Any]:
     try:
         value = parse_json(data)
-    except MalformedRequest:
-        raise _Unreadable(f"{label} is not valid JSON") from None
+    except MalformedRequest as error:
+        raise _Unreadable(str(error).replace("the body", label, 1)) from None
     except BodyTooLarge:
         raise _Unreadable(f"{label} holds too many values") from None
     if not isinstance(value, dict):

@@ -81,7 +81,11 @@ def _where(body: bytes, error: Exception) -> str:
         return ": it is not UTF-8"
     if not isinstance(error, json.JSONDecodeError):
         return ""
-    return f": see line {error.lineno}, column {error.colno}"
+    return (
+        f": see line {error.lineno}, column {error.colno}"
+        if b"\n" in body.strip()
+        else f": see character {error.pos + 1}"
+    )
 
 
 def _memory_of(body: bytes) -> int:

@@ -93,13 +93,14 @@ def test_images_sounds_videos_and_texts_are_stored_and_found(
     write(folder, {"2024/RED.PNG": png("red"), "2024/deep/tone.wav": wav(), "notes.md": "a blue dog"})
     write(folder, {"film.mkv": colours("red", "green", seconds=2)})
     write(folder, {"café.txt": b"\xef\xbb\xbfcaf\xc3\xa9", "IMG_0001": png("blue"), "Makefile": "all:"})
+    write(folder, {"camera.HIF": png("blue"), "studio.wave": wav(), "films/old.mpga": wav()})
     write(folder, {".hidden.png": png(), ".git/a.png": png(), "a.pdf": b"%PDF", "b.pdf": b"%PDF", "lone.json": "{}"})
     broadcast = film([frame_of("red", (64, 64))] * 8, format="mpegts", codec="mpeg4", pixels="yuv420p")
     write(folder, {"program.ts": "let dog = 1;", "broadcast.ts": broadcast})
     (folder / "link.png").symlink_to("2024/RED.PNG")
     (folder / "again").symlink_to("2024")
     result = index()
-    assert (result.exit_code, result.stdout) == (0, "8 indexed\n")
+    assert (result.exit_code, result.stdout) == (0, "11 indexed\n")
     assert result.stderr.splitlines() == [
         "note: links to folders are not followed: again",
         "note: left alone: 5 files of other kinds (2 .pdf, 1 without a suffix, 1 .ts, 1 .json): "
@@ -117,6 +118,9 @@ def test_images_sounds_videos_and_texts_are_stored_and_found(
         "café.txt": "text",
         "IMG_0001": "image",
         "link.png": "image",
+        "camera.HIF": "image",
+        "studio.wave": "audio",
+        "films/old.mpga": "audio",
     }
     with Isthmus(str(client.base_url)) as space:
         found = space.search("green", modalities=["video"], collection=collection)[0]
@@ -129,8 +133,10 @@ def test_a_file_that_cannot_be_read_is_named_in_the_words_of_every_door_and_the_
     client: httpx2.Client, folder: Path, collection: str, index: Callable[..., Result], png: Make
 ) -> None:
     everywhere = {"cut.png": png()[:60], "fake.png": "hello", "latin.txt": b"caf\xe9", "long.txt": "x" * 40_000}
+    everywhere |= {"unmarked.txt": "a dog".encode("utf-16-le"), "page.jpg": "<html><title>404</title></html>"}
     everywhere |= {"empty.wav": "", "data.txt": f"data:image/png;base64,{b64(png())}"}
-    write(folder, everywhere | {"good.txt": "a dog"})
+    good = {"good.txt": "a dog", "windows.txt": "ein Hündchen".encode("utf-16")}
+    write(folder, everywhere | good)
     (folder / "dangling.jpg").symlink_to("nowhere")
     os.mkfifo(folder / "pipe.wav")
     write(folder, {f"{'x' * 150}/{'y' * 150}.txt": "a dog", "a\nb.txt": "a dog"})
@@ -139,7 +145,7 @@ def test_a_file_that_cannot_be_read_is_named_in_the_words_of_every_door_and_the_
         (folder / name).touch()
         os.truncate(folder / name, 2**40)  # a hole, of which nothing is to be read
     result = index("--json")
-    assert counts(result) == {"indexed": 1, "failed": 13}
+    assert counts(result) == {"indexed": 2, "failed": 15}
     why = refused(result)
     assert {name: why.pop(name) for name in ("dangling.jpg", "pipe.wav", "film.mp4", "endless.txt")} == {
         "dangling.jpg": "No such file or directory",
@@ -150,10 +156,15 @@ def test_a_file_that_cannot_be_read_is_named_in_the_words_of_every_door_and_the_
     assert why.pop(r"'bad\udcff.txt'") == "the name is not valid UTF-8"
     assert why.pop(r"'a\nb.txt'") == "id: control characters are not allowed"
     assert why.pop(f"{'x' * 150}/{'y' * 150}.txt") == "id: String should have at most 256 characters"
-    archive = tar({name: (folder / name).read_bytes() for name in everywhere})
-    job = client.post("/jobs", content=archive, headers={"content-type": "application/x-tar"})
+    assert why["page.jpg"].endswith("This is a web page")
+    archive = tar({name: (folder / name).read_bytes() for name in everywhere | good})
+    parameters = {"collection": "of-a-job"}
+    job = client.post("/jobs", content=archive, headers={"content-type": "application/x-tar"}, params=parameters)
     assert ended(client, job.json()["id"])["failed"] == len(everywhere)
     assert {each["id"]: each["detail"] for each in errors(client, job.json()["id"])} == why
+    for name in (collection, parameters["collection"]):
+        item = client.get("/items/windows.txt", params={"collection": name, "include": "preview"}).json()
+        assert item["preview"]["text"] == "ein Hündchen", name
 
 
 def test_what_is_stored_already_is_not_sent_again(

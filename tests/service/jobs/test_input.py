@@ -189,6 +189,12 @@ def test_a_size_below_zero_does_not_go_round_for_ever(tmp_path: Path) -> None:
         of("tar", tar({"b.txt": b"b"})[:1024] + bytes(header) + END, tmp_path)
 
 
+@pytest.mark.parametrize(("body", "name"), [(b"PK\3\4" + bytes(600), "a ZIP archive"), (b"BZh91AY", "a bzip2 archive")])
+def test_another_archive_is_called_by_its_name(tmp_path: Path, body: bytes, name: str) -> None:
+    with pytest.raises(Unusable, match=f"no tar, plain or gzipped. This is {name}"):
+        of("tar", body, tmp_path)
+
+
 def test_an_archive_that_is_cut_off_or_damaged_is_refused_as_a_whole(tmp_path: Path) -> None:
     whole = tar({"a.txt": b"a" * 600, "b.txt": b"b"})
     for end in (100, 512, 600, 1_000, 1_536, 1_600, 2_048):  # in a header, in a file, between two, before the mark
