@@ -1,5 +1,6 @@
-"""The folder of what need not be computed twice, and files that are written whole or not at all."""
+"""The folder of what need not be computed twice, files that are written whole or not at all, and forms of tables."""
 
+import csv
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,3 +29,24 @@ def write(path: Path, text: str) -> None:
     """Writes a text as a file, whole or not at all."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+QUOTING = "a text that begins with a quotation mark ends with one, and those inside are doubled"
+"""What a comma-separated table has to keep to."""
+
+
+class Commas(csv.excel):
+    """RFC 4180. Without `strict`, a quotation mark that nothing closes takes all rows after it into one text."""
+
+    strict = True
+
+
+class Tabs(csv.excel_tab):
+    """IANA's text/tab-separated-values, which has no quoting: a caption may begin with a quotation mark."""
+
+    quoting = csv.QUOTE_NONE
+
+
+def dialect(name: str) -> type[csv.Dialect]:
+    """Return how a table of this name is written."""
+    return Tabs if ".tsv" in name else Commas

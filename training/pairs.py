@@ -17,6 +17,7 @@ from service.contract.bundle import Modality
 from training.data import shards
 from training.data.shards import Medium, Member
 from training.errors import TrainingError
+from training.files import QUOTING, dialect
 from training.recipe import PairSource, Recipe
 
 Split = Literal["train", "validation", "test"]
@@ -177,14 +178,18 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
         where = f"pairs.{name}: row {number}"
         try:
             medium = row[source.media]
-            label = row[source.label or "label"] if source.text is None else None
-            texts = [text for column in source.text_columns for text in _each(row[column])]
-            value = row[source.split_column] if source.split_column else None
+            label = _said(row[source.label or "label"]) if source.text is None else None
+            texts = [text for column in source.text_columns for text in _each(_plain(row[column], text=True))]
+            value = _said(row[source.split_column]) if source.split_column else None
         except KeyError as error:
             raise PairError(f"{where} has no column {error}; it has {', '.join(row)}") from None
+        except TypeError as error:
+            raise PairError(f"{where}: {error}") from None
+        if not isinstance(medium, str | Member):
+            raise PairError(f"{where}: {source.media} is no name of a file but {medium!r}")
         media = medium.name if isinstance(medium, Member) else medium
         texts = texts if label is None else [label]
-        if not source.skip_empty and not all(text.strip() for text in texts):
+        if not source.skip_empty and not (texts and all(text.strip() for text in texts)):
             raise PairError(f"{where} ({media}) has an empty text")
         split = by_value.get(value) if value is not None else by_file.get(media) if by_file else unnamed
         if split is None or (split == "train" and media in excluded):
@@ -310,17 +315,21 @@ def _plain(value: Any, text: bool) -> str | list[str]:
 def _said(value: Any) -> str:
     if isinstance(value, dict | list | bytes):  # its Python spelling would become a caption
         raise TypeError(f"{str(value)[:40]!r} is no text but a {type(value).__name__}")
-    return "" if value is None else str(value).strip()
+    return _text(value).strip()
 
 
-def read_table(path: Path, what: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV, TSV or JSONL table, or of COCO's captions, by column.
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def read_table(path: Path, what: str) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV, TSV or JSONL table, or of COCO's captions, by column: texts, and what JSON nests as it is.
 
     Raises PairError, which begins with `what` and names the row.
     """
     try:
         for row in _coco_captions(path) if path.suffix == ".json" else records(path):
-            yield {key: "" if value is None else str(value) for key, value in row.items()}
+            yield {key: value if isinstance(value, dict | list) else _text(value) for key, value in row.items()}
     except PairError as error:
         raise PairError(f"{what}: {error}") from None
 
@@ -331,22 +340,26 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             if path.suffix == ".jsonl":
-                for line in stream:
-                    number += 1
+                for number, line in enumerate(stream, start=1):
+                    if not line.strip():
+                        continue
                     row = json.loads(line)
                     if not isinstance(row, dict):
                         raise PairError(f"line {number} of {path} is no JSON object")
                     yield row
             else:
-                for row in csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","):
-                    number += 1
+                for number, row in enumerate(csv.DictReader(stream, dialect=dialect(path.name)), start=1):
                     if None in row or None in row.values():
                         raise PairError(f"row {number} of {path} has not as many fields as the first line")
                     yield row
     except json.JSONDecodeError:
         raise PairError(f"line {number} of {path} is not JSON") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PairError(f"{path} cannot be read after row {number}: {error}") from None
+    except csv.Error as error:
+        raise PairError(f"{path} cannot be read after row {number}: {error} ({QUOTING})") from None
+    except UnicodeDecodeError:
+        raise PairError(f"{path} is not UTF-8, in the rows after {number}: save it as UTF-8") from None
+    except OSError as error:
+        raise PairError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _coco_captions(path: Path) -> Iterator[dict[str, str]]:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,56 @@ def test_what_is_no_caption_file_is_named(make_recipe: MakeRecipe, tmp_path: Pat
     (tmp_path / "coco.json").write_text(content)
     with pytest.raises(PairError, match=said):
         read_pairs(make_recipe(pairs={"coco": COCO | {"table": str(tmp_path / "coco.json")}}), "coco")
+
+
+TABLE = {"modality": "image", "folder": "pictures", "media": "file", "text": "caption"}
+
+
+def read_as(make_recipe: MakeRecipe, table: Path, content: str | bytes) -> Sequence[str]:
+    """The texts of a source whose table has this content."""
+    table.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_pairs(make_recipe(pairs={"own": TABLE | {"table": str(table)}}), "own")["train"].texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        (
+            "a.csv",
+            '\ufefffile,caption\r\n0.png,"a ""big"", red one"\r\n\r\n1.png,blue\r\n',
+            ['a "big", red one', "blue"],
+        ),
+        ("a.tsv", 'file\tcaption\n0.png\t"Stop" says the sign\n1.png\t"half\n', ['"Stop" says the sign', '"half']),
+        (
+            "a.jsonl",
+            '{"file": "0.png", "caption": ["red", "a red one"], "size": {"width": 9}}\n\n',
+            ["red", "a red one"],
+        ),
+        ("a.jsonl", '{"file": "0.png", "caption": 7}\n{"file": "1.png", "caption": "blue"}', ["7", "blue"]),
+    ],
+)
+def test_tables_as_programs_write_them(
+    make_recipe: MakeRecipe, tmp_path: Path, name: str, content: str, texts: Sequence[str]
+) -> None:
+    assert read_as(make_recipe, tmp_path / name, content) == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", 'file,caption\n0.png,red\n1.png,"blue\n2.png,green\n', "after row 1: .*quotation mark"),
+        ("a.csv", 'file,caption\n0.png,"red" it is\n1.png,"blue"\n', "after row 0: .*quotation mark"),
+        ("a.csv", "file,caption\n0.png,rosé\n".encode("latin-1"), "a.csv is not UTF-8.*: save it as UTF-8"),
+        ("a.jsonl", '{"file": "0.png", "caption": {"en": "red"}}', "row 1: .* is no text but a dict"),
+        ("a.jsonl", '{"file": "0.png", "caption": []}', r"row 1 \(0.png\) has an empty text"),
+        ("a.jsonl", '{"file": ["0.png"], "caption": "red"}', "row 1: file is no name of a file but"),
+    ],
+)
+def test_a_table_that_would_be_read_wrongly_is_refused(
+    make_recipe: MakeRecipe, tmp_path: Path, name: str, content: str | bytes, said: str
+) -> None:
+    with pytest.raises(PairError, match=said):
+        read_as(make_recipe, tmp_path / name, content)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from training.curate.recipe import CurateError, PoolSource
 from training.data.shards import samples
+from training.files import QUOTING, dialect
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def read_rows(stream: BinaryIO, path: Path, name: str, source: PoolSource) -> Ge
                 yield from _samples(shard, path.name, source)
             return
         binary: Any = gzip.GzipFile(fileobj=stream) if zipped else stream
-        lines = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        lines = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
         try:
             if kind == ".jsonl":
                 rows = _json_lines(lines, where)
@@ -48,7 +49,9 @@ def read_rows(stream: BinaryIO, path: Path, name: str, source: PoolSource) -> Ge
             yield from _picked(rows, where, source)
         finally:
             lines.detach()  # the stream is its opener's to close
-    except (EOFError, gzip.BadGzipFile, tarfile.TarError, csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
+        raise CurateError(f"{where} is damaged: {error} ({QUOTING})") from None
+    except (EOFError, gzip.BadGzipFile, tarfile.TarError, UnicodeDecodeError) as error:
         raise CurateError(f"{where} is damaged: {error}") from None
 
 
@@ -78,11 +81,7 @@ def _json_lines(lines: Iterable[str], where: str) -> Iterator[dict[str, Any]]:
 
 
 def _table(lines: Iterable[str], kind: str, where: str, source: PoolSource) -> Iterator[dict[str, Any]]:
-    names = source.columns or None
-    if kind == ".tsv":  # IANA's text/tab-separated-values has no quoting: a caption may start with a quotation mark
-        reader = csv.DictReader(lines, fieldnames=names, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.DictReader(lines, fieldnames=names)
+    reader = csv.DictReader(lines, fieldnames=source.columns or None, dialect=dialect(kind))
     for number, row in enumerate(reader, start=1):
         if None in row or None in row.values():
             raise CurateError(f"{where}: row {number} has not {len(reader.fieldnames or [])} columns")

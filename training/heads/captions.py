@@ -16,6 +16,7 @@ import torch
 
 from training.encoders import FrozenEncoder
 from training.features import Features, cached_features
+from training.files import QUOTING, dialect
 from training.heads.projector import Head, Linear
 from training.pairs import PairError
 from training.recipe import Recipe
@@ -38,11 +39,17 @@ def captions(recipe: Recipe) -> list[str]:
         except OSError as error:
             raise PairError(f"texts.{name}: {path} cannot be read: {error.strerror}") from None
         plain = gzip.decompress(content) if path.suffix == ".gz" else content
-        separator = "\t" if ".tsv" in path.name else ","
-        for number, row in enumerate(csv.reader(io.StringIO(plain.decode()), delimiter=separator), start=1):
-            if len(row) <= source.column:
-                raise PairError(f"texts.{name}: row {number} of {path} has no column {source.column}")
-            texts[row[source.column].strip()] = None
+        number = 0
+        try:
+            lines = io.StringIO(plain.decode("utf-8-sig"), newline="")
+            for number, row in enumerate(csv.reader(lines, dialect(path.name)), start=1):
+                if len(row) <= source.column:
+                    raise PairError(f"texts.{name}: row {number} of {path} has no column {source.column}")
+                texts[row[source.column].strip()] = None
+        except csv.Error as error:
+            raise PairError(f"texts.{name}: {path}, after row {number}: {error} ({QUOTING})") from None
+        except UnicodeDecodeError:
+            raise PairError(f"texts.{name}: {path} is not UTF-8: save it as UTF-8") from None
     return [text for text in texts if text]
 
 

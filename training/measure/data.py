@@ -165,8 +165,8 @@ def _table_rows(
     def rows() -> Iterator[_Row]:
         for number, row in enumerate(read_table(path, "data"), start=1):
             if all(row.get(column) in values for column, values in where.items()):
-                if said not in row or file not in row:
-                    raise DataError(f"row {number} of {path} has not the columns {file} and {said}")
+                if not (isinstance(row.get(said), str) and isinstance(row.get(file), str)):
+                    raise DataError(f"row {number} of {path} has no text in each of the columns {file} and {said}")
                 yield f"row {number} of {path}", row[file].strip(), row[said]
 
     return rows(), by
