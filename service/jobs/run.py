@@ -425,6 +425,7 @@ def costs_of_items(items: Iterable[NewItem | Refusal], limits: Limits, *, fetche
     single: list[Single] = []
     costs: dict[Unit, float] = defaultdict(float)
     contents = [item.content for item in items if isinstance(item, NewItem)]
+    costs["items"] += sum(isinstance(content, np.ndarray) for content in contents)
     for part in (part for content in contents if not isinstance(content, np.ndarray) for part in parts_of(content)):
         content = opened(part) if isinstance(part, Video) else part
         if isinstance(content, Single):

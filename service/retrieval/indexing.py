@@ -69,10 +69,12 @@ async def embed_items(
 ) -> list[Entry | InputError]:
     """Return each item's entry to write or its error, in order.
 
-    With `fail`, raises InputFailed for the first that something is wrong with.
+    With `fail`, raises InputFailed for the first that something is wrong with. Raises RateLimited.
     """
     vectors = {place: item.content for place, item in enumerate(items) if isinstance(item.content, np.ndarray)}
     contents = {place: item.content for place, item in enumerate(items) if not isinstance(item.content, np.ndarray)}
+    if vectors and caller.meter is not None:  # who stores vectors takes room, too
+        await caller.meter.take({"items": len(vectors)})
     read = await embedder.read(in_role(contents.values(), "passage"), caller)
     inputs = dict(zip(contents, read if previewer is None else previewer.watched(read), strict=True))
     results: dict[int, Embedded | Vectors | InputError] = {}

@@ -23,6 +23,7 @@ from service.api.direct import Direct
 from service.api.keys import Scope, create_key, revoke_key
 from service.runtime.quotas import Limit
 from service.settings import Settings, SettingsError, read_settings
+from tests import tiny_bundle
 from tests.conftest import DEADLINE_S, redis_server, serving
 from tests.service.test_main import started
 
@@ -233,6 +234,23 @@ def test_a_key_that_is_used_up_gets_429(
             'isthmus_rejections_total{reason="rate_limited"} 3.0' in client.get("/metrics", headers=bearing(free)).text
         )
         assert key.id not in client.get("/metrics", headers=bearing(free)).text
+
+
+def test_stored_vectors_are_counted(settings: Settings, tmp_path: Path) -> None:
+    """Nothing is embedded, but a key that may store so many items may not store more of them as vectors."""
+    _, clear = create_key(tmp_path / "keys.json", "k", ["read", "write"], [Limit.parse("items=3/month")])
+    update = {"keys": tmp_path / "keys.json", "store": tmp_path / "store"}
+    with serving(settings.model_copy(update=update)) as client:
+
+        def post(path: str, body: Any) -> int:
+            return client.post(path, json=body, headers=bearing(clear)).status_code
+
+        one = {"vector": [1.0] + [0.0] * (tiny_bundle.DIMENSIONS - 1)}
+        assert post("/items", {"items": [{"id": f"{number}", **one} for number in range(2)]}) == 200
+        assert post("/search", {"query": one}) == 200, "a search stores nothing"
+        assert post("/items", {"items": [{"id": "a", **one}, {"id": "b", **one}]}) == 429
+        assert post("/items", {"items": [{"id": "a", "text": "red"}]}) == 200
+        assert post("/items", {"items": [{"id": "c", **one}]}) == 429
 
 
 def test_seconds_of_sound_are_counted(settings: Settings, tmp_path: Path, wav: Callable[..., bytes]) -> None:

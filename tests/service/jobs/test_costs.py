@@ -19,7 +19,7 @@ def test_what_items_cost() -> None:
     items = [read_piece(piece, "default", Limits()) for piece in [*pieces, Piece(5, "text", "e.txt", b"sixsix")]]
     for fetched in (False, True):
         costs = costs_of_items(items, Limits(), fetched=fetched)
-        assert (costs["items"], costs["characters"]) == (2 + fetched, 10)
+        assert (costs["items"], costs["characters"]) == (3 + fetched, 10)
 
 
 def test_what_a_video_costs_is_what_is_looked_at_in_it() -> None:
