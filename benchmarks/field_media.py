@@ -135,7 +135,7 @@ def tiff(samples: Array, tags: dict[int, tuple[int, Sequence[float]]], order: Li
         279: (4, [len(body)]),
         339: (3, [kinds[samples.dtype.kind]] * count),
     } | tags
-    codes, sizes = {3: "H", 4: "I", 8: "h", 11: "f", 12: "d"}, {3: 2, 4: 4, 8: 2, 11: 4, 12: 8}
+    codes, sizes = {2: "B", 3: "H", 4: "I", 8: "h", 11: "f", 12: "d"}, {2: 1, 3: 2, 4: 4, 8: 2, 11: 4, 12: 8}
     start = 8 + len(body) + len(body) % 2
     directory, beyond = b"", b""
     after = start + 2 + 12 * len(described) + 4
@@ -273,6 +273,21 @@ def _of_samples(photo: Image.Image) -> Iterator[Sample]:
     yield right("signed.tif", tiff((wide.astype(np.int32) * 257 - 32_768).astype(np.int16), {}), grey)
     yield right("32_bit.tif", tiff(light.astype(np.uint32) * 16_843_009, {}), grey)
     yield right("float_to_1.tif", tiff(light.astype(np.float32) / 255, {}), grey)
+    heights = light.astype(np.float32) * 8
+    yield right("heights.tif", tiff(heights, {}), grey, least=0.97)
+    yield right("heights_below_zero.tif", tiff(heights - 1_020, {}), grey, least=0.97)
+    yield right("float_from_minus_1.tif", tiff(light.astype(np.float32) / 127.5 - 1, {}), grey, least=0.97)
+    yield right("small_signed.tif", tiff(wide.astype(np.int16) * 8, {}), grey, least=0.97)
+    hole = np.zeros_like(light)
+    hole[:16] = 1
+    holed = saved(Image.fromarray(np.where(hole, 0, light).astype(np.uint8)))
+    for name, samples, missing in (
+        ("holes.tif", np.where(hole, np.float32(-9_999), heights), b"-9999"),
+        ("holes_nan.tif", np.where(hole, np.float32(np.nan), heights), b"nan"),
+        ("holes_signed.tif", np.where(hole, np.int16(-32_768), wide.astype(np.int16) * 8), b"-32768"),
+    ):
+        yield right(name, tiff(samples, {42113: (2, missing + b"\0")}), holed, least=0.97)
+    yield _wrong("nan.tif", tiff(np.where(hole, np.float32(np.nan), heights), {}), BAD)
     yield right("float_to_65535.tif", tiff(light.astype(np.float32) * 257, {}), grey)
     yield _wrong("double.tif", tiff(light.astype(np.float64) / 255, {}), UNSUPPORTED)
     yield right("float_colour.tif", tiff(colours.astype(np.float32) / 255, {}))

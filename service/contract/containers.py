@@ -35,7 +35,7 @@ camcorder (with the time before each), and of a receiver (with a checksum after 
 
 def container_of(data: bytes) -> str | None:
     """Return FFmpeg's name of the container, by its first bytes; None where it is none of those that are read."""
-    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"uuid", b"styp"):
         return None if picture_format(data) else "mp4"
     if data[:4] == b"\x1a\x45\xdf\xa3":
         return "matroska"

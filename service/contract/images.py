@@ -305,6 +305,10 @@ class _Picture:
         """Return the smallest and the largest sample, where samples are numbers of any size."""
         if self.image.mode not in ("I", "F", "L"):
             return 0.0, 255.0
+        if self.samples is not None and self.samples.missing is not None:
+            pixels = np.asarray(self.image)
+            known = pixels[~self.samples.absent(pixels)]
+            return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
         smallest, largest = self.image.getextrema()
         return float(smallest), float(largest)  # type: ignore[arg-type]
 
@@ -366,8 +370,13 @@ def _scaled(image: Image.Image, samples: Samples, extremes: tuple[float, float])
     if image.mode == "I" and samples.kind == UNSIGNED and samples.bits == 32:
         pixels = pixels.view(np.uint32)
         extremes = (0.0, 2.0**32 - 1) if extremes[0] < 0 else extremes
+    absent = samples.absent(pixels)
+    if absent.any():
+        pixels = np.where(absent, pixels.dtype.type(0), pixels)
     check_finite(pixels)
-    return Image.fromarray(samples.range(*extremes).levels(pixels))
+    grey = samples.range(*extremes).levels(pixels)
+    grey[absent] = 0
+    return Image.fromarray(grey)
 
 
 def _sample(image: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ may be white. Pillow reads most of them as numbers, and leaves it to us what bla
 for, three or four floats or 12-bit numbers a pixel, is read as one long row of grey samples, which is what it is.
 """
 
+import math
 import struct
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,7 +27,8 @@ _MOST_VALUES = 16
 """Of a tag that describes the pixels; more are nonsense, and are not read."""
 _WIDTH, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR, _TILE_WIDTH = 256, 258, 262, 277, 284, 317, 322
 _LOWEST, _HIGHEST, _EXTRA, _FORMAT, _LOWEST_OF_ANY, _HIGHEST_OF_ANY = 280, 281, 338, 339, 340, 341
-_XMP, _ICC = 700, 34675
+_XMP, _ICC, _MISSING = 700, 34675, 42113
+_LONGEST_NUMBER = 64
 _COMPRESSION = 259
 _UNREAD_COMPRESSIONS = (9, 10, 33003, 33005, 34663, 34712, 34887, 34892, 50001, 50002, 52546)
 """JBIG, JPEG 2000, LERC, lossy DNG, WebP and JPEG XL, which Pillow's libtiff has no codecs for."""
@@ -43,6 +45,8 @@ _BLOCK_SAMPLES = 1_000_000
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 16: "Q", 17: "q"}
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+_LEAST_PART = 4
+"""Part of the room for signed or floating-point samples below which they are not meant to fill it."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +94,27 @@ class Samples:
 
     def _range(self, smallest: float, largest: float) -> tuple[float, float]:
         if self.kind == FLOAT:
-            full = 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65_535.0
-            return self.lowest or 0.0, full if self.highest is None else self.highest
+            full = 1.0 if largest <= 1 else 255.0 if largest <= 255 else _full(min(largest, 65_535.0), 65_535.0)
+            black = smallest if smallest <= -full / _LEAST_PART else 0.0
+            return black if self.lowest is None else self.lowest, full if self.highest is None else self.highest
         if self.kind == SIGNED and self.bits <= 16:
             half = float(2 ** (self.bits - 1))
-            black = (-half if smallest < 0 else 0.0) if self.lowest is None else self.lowest
-            return black, half - 1 if self.highest is None else self.highest
+            black = (-_full(-smallest, half) if smallest < 0 else 0.0) if self.lowest is None else self.lowest
+            return black, _full(largest, half - 1) if self.highest is None else self.highest
         if self.bits > 16:
             black = min(0.0, smallest) if self.lowest is None else self.lowest
             return black, max(65_535.0, largest) if self.highest is None else self.highest
         return self.lowest or 0.0, float(2**self.bits - 1) if self.highest is None else self.highest
 
+    def absent(self, samples: NDArray[np.generic]) -> NDArray[np.bool_]:
+        """Return which samples stand for a place of which nothing is known, by the tag that states their number."""
+        if self.missing is None:
+            return np.zeros(samples.shape, np.bool_)
+        numbers = samples.astype(np.float64)
+        return np.isnan(numbers) if math.isnan(self.missing) else np.isclose(numbers, self.missing, 1e-6, 0.0)
+
+    missing: float | None = None
+    """The number of samples that are none, as maps have them (GDAL's tag)."""
     are_there: bool = False
     """Whether the directory can be read and says where the pixels are."""
 
@@ -175,6 +189,13 @@ class _Directory:
             return None
         return self._as_it_was[entry.value : entry.value + entry.count]
 
+    def text(self, tag: int) -> str:
+        """Return a short text of ASCII; an empty one where it is not there."""
+        entry = self.tags.get(tag)
+        if entry is None or entry.kind != 2 or not 0 < entry.count <= _LONGEST_NUMBER:
+            return ""
+        return self._as_it_was[entry.value : entry.value + entry.count].decode("latin-1").strip("\0 ")
+
     def first_places(self) -> list[int]:
         """Return where the first strip or tile begins."""
         tags = [self.tags[tag] for tag in (273, 324) if tag in self.tags]
@@ -224,6 +245,13 @@ def tiff_essentials(data: bytes) -> tuple[Essentials, Samples]:
     return Essentials(bytes(directory.data), orientation or 1, profile), samples
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _samples(directory: _Directory) -> Samples:
     if directory.number(_COMPRESSION, 1) in _UNREAD_COMPRESSIONS:
         raise UnsupportedMedia("the TIFF's compression is not read here: save it with LZW or Deflate, or with none")
@@ -237,6 +265,7 @@ def _samples(directory: _Directory) -> Samples:
         lowest=float(min(lowest)) if lowest else None,
         highest=float(max(highest)) if highest else None,
         white_is_zero=photometric == 0,
+        missing=_number(directory.text(_MISSING)),
         are_there=any(0 < place < len(directory.data) for place in directory.first_places()),
     )
     count = directory.number(_SAMPLES, 1)
@@ -255,6 +284,12 @@ def _samples(directory: _Directory) -> Samples:
         raise UnsupportedMedia(UNKNOWN_SAMPLES)
     alpha = count in (2, 4) and directory.numbers(_EXTRA) in ((1,), (2,))
     return replace(samples, per_pixel=count, alpha=alpha, predicted=predictor == 2)
+
+
+def _full(largest: float, full: float) -> float:
+    """Return the sample that is full scale: heights of a map, or what an instrument measured, may be a small part of
+    what the samples have room for, and would be all black."""
+    return full if full / _LEAST_PART <= largest <= full else max(largest, 1.0)
 
 
 def check_finite(samples: NDArray[np.generic]) -> None:

@@ -190,14 +190,18 @@ def _frames(source: Any, spec: ImagePreprocessing, extent: _Extent, limits: Vide
     middles = [extent.start + (number + 0.5) * length for number in range(count)]
     # MPEG-TS has no index to seek by; and a short video is sooner gone through than sought in.
     through = extent.packets <= _THROUGH or source.format.name == "mpegts"
+    yielded = False
     for number, frame in enumerate(_gone_through(source, middles) if through else _sought(source, middles)):
         _check_size(frame.width, frame.height, limits)
         pixels = preprocess_image(_upright(frame), spec)
+        yielded = True
         yield Stretch(number * length, (number + 1) * length, pixels, frame.width * frame.height)
+    if not yielded:
+        raise BadMedia(CORRUPT)
 
 
 def _gone_through(source: Any, middles: list[float]) -> Iterator[Any]:
-    """Yield the frame that is seen at each of these moments."""
+    """Yield the frame that is seen at each of these moments, or the one before it where that is damaged."""
     last_frame, moments = None, list(reversed(middles))
     for count, frame in enumerate(source.decode(moving_pictures(source)[0])):
         if count > _MOST_DECODED:
@@ -207,7 +211,7 @@ def _gone_through(source: Any, middles: list[float]) -> Iterator[Any]:
             moments.pop()
         if not moments:
             return
-        last_frame = frame
+        last_frame = last_frame if frame.is_corrupt else frame
     for _ in moments if last_frame is not None else ():
         yield last_frame
 
@@ -224,15 +228,27 @@ def _sought(source: Any, middles: list[float]) -> Iterator[Any]:
                 raise MediaTooLarge("too much of the video would have to be decoded")
             if last_frame is not None and frame.time is not None and frame.time > middle:
                 break
-            last_frame = frame
+            last_frame = last_frame if frame.is_corrupt else frame
         if last_frame is not None:
             yield last_frame
 
 
+def _is_mirrored(frame: Any) -> bool:
+    """Return whether the frame's display matrix, (3, 3) in fixed-point numbers, turns it over."""
+    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(np.float64)
+    return bool(a * d - b * c < 0)
+
+
 def _upright(frame: Any) -> Image.Image:
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    # A telephone writes how it was held; FFmpeg counts against the clock, as Pillow does.
+    # A telephone writes how it was held; FFmpeg counts against the clock, as Pillow does. A mirrored picture, as of a
+    # camera that looks at whoever films, counts as turned by half of the circle more.
     turned = round(frame.rotation / 90) % 4
+    if _is_mirrored(frame):
+        image, turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (turned + 2) % 4
     return image.rotate(90 * turned, expand=True) if turned else image
 
 

@@ -1,6 +1,7 @@
 """Videos, from the file to the second that a search names. The bundle's towers see colours and hear tones."""
 
 import io
+import struct
 import sys
 
 import numpy as np
@@ -33,7 +34,42 @@ def png_of(pixels):
     return stream.getvalue()
 
 
+def displayed(mp4: bytes, *matrix: int, width: int = 32) -> bytes:
+    """An MP4 whose track says how it is to be shown: the first two rows of its matrix, 1 and 0 and -1."""
+    place = mp4.index(b"tkhd") + 44
+    a, b, c, d = (65_536 * number for number in matrix)
+    return mp4[:place] + struct.pack(">9i", a, b, 0, c, d, 0, width << 16, 0, 1 << 30) + mp4[place + 36 :]
+
+
 class TestReading:
+    @pytest.mark.parametrize(
+        ("matrix", "change"),
+        [
+            ((1, 0, 0, 1), lambda pixels: pixels),
+            ((-1, 0, 0, 1), lambda pixels: pixels[:, :, ::-1]),
+            ((1, 0, 0, -1), lambda pixels: pixels[:, ::-1]),
+            ((-1, 0, 0, -1), lambda pixels: pixels[:, ::-1, ::-1]),
+            ((0, 1, -1, 0), lambda pixels: np.rot90(pixels, -1, (1, 2))),
+            ((0, 1, 1, 0), lambda pixels: pixels.transpose(0, 2, 1)),
+        ],
+        ids=["as it is", "mirrored", "over", "half round", "a quarter", "transposed"],
+    )
+    def test_a_frame_is_turned_and_mirrored_as_its_track_says(self, matrix, change):
+        corners = np.zeros((32, 32, 3), np.uint8)
+        corners[:16, :16], corners[:16, 16:], corners[16:, :16] = 250, 160, 80
+        plain = film([corners] * 2, format="mp4", codec="mpeg4", pixels="yuv420p")
+        [upright], [shown] = (read_video(data, IMAGE, None).frames for data in (plain, displayed(plain, *matrix)))
+        assert np.abs(shown.value - change(upright.value)).mean() < 0.02 * np.ptp(upright.value)
+
+    def test_a_damaged_frame_stands_for_nothing(self):
+        whole = film([noise(size=(96, 96))] * 3, format="mpegts", codec="libx264", pixels="yuv420p")
+        [good] = read_video(whole, IMAGE, None).frames
+        second = film([noise(1, (96, 96))] * 3, format="mpegts", codec="libx264", pixels="yuv420p")
+        with pytest.raises(BadMedia, match="truncated or corrupt"):
+            read_video(second[: len(second) // 3], IMAGE, None)
+        [shown] = read_video(whole + second[: len(second) // 3], IMAGE, None, VideoLimits(frames=1)).frames
+        assert np.abs(shown.value - good.value).mean() < 0.02 * np.ptp(good.value)
+
     def test_a_frame_is_read_as_the_image_is(self):
         clip = read_video(film([noise()]), IMAGE, None)
         assert len(clip.frames) == 1 and clip.sounds == []
