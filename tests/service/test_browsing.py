@@ -216,3 +216,25 @@ def test_the_routes(shared_client):
         assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
     for wrong in ({"sort": "a"}, {"include": "total"}):
         assert "collection" in shared_client.get("/items", params=wrong).json()["detail"]
+
+
+def test_a_cursor_goes_with_its_listing(shared_client):
+    """Its place in another order would leave items out, and say nothing."""
+    texts = [{"id": f"c{n}", "text": "dog", "collection": "cursors", "metadata": {"a": n, "b": -n}} for n in range(4)]
+    assert shared_client.post("/items", json={"items": texts}).status_code == 200
+    for listing in ({}, {"sort": "a"}, {"filter": '{"a": {"$gte": 0}}'}):
+        listing = {"collection": "cursors"} | listing
+        cursor = shared_client.get("/items", params=listing | {"limit": 2}).json()["next_cursor"]
+        more = shared_client.get("/items", params=listing | {"limit": 1, "include": "total", "cursor": cursor})
+        assert [item["id"] for item in more.json()["items"]] == ["c2"], more.text
+        others = (
+            {"sort": "b"},
+            {"order": "desc"},
+            {"filter": '{"b": 1}'},
+            {"modality": "text"},
+            {"collection": "default"},
+        )
+        for other in others:
+            refused = shared_client.get("/items", params=listing | other | {"cursor": cursor})
+            assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request"), other
+            assert "parameters of the page" in refused.json()["detail"]

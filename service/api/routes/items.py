@@ -1,5 +1,6 @@
 """POST and GET /items, GET and DELETE /items/{id}, POST /items/delete, POST /items/move."""
 
+import hashlib
 import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -97,7 +98,11 @@ async def list_items(
     condition = None if filter is None else read_filter(filter)
     check_modalities(state.home.manifest, None if modality is None else [modality], "modality")
     by = None if sort is None and order is None else Order(sort, order == "desc")
-    items, more = await state.store.page(collection, modality, cursor, limit, filter=condition, order=by)
+    listing = hashlib.blake2b(repr((collection, modality, condition, by)).encode(), digest_size=6).hexdigest()
+    if cursor is not None:
+        cursor = _place_in(listing, cursor)
+    items, place = await state.store.page(collection, modality, cursor, limit, filter=condition, order=by)
+    more = None if place is None else f"{listing}.{place}"
     described = [_described(item) for item in items]
     if "preview" in fields:
         for name in {item.collection for item in items}:
@@ -111,6 +116,15 @@ async def list_items(
             raise InvalidRequest("include=total goes with a collection")
         answer["total"] = (await state.store.facets(collection, modality=modality, filter=condition)).total
     return JSON(answer)
+
+
+def _place_in(listing: str, cursor: str) -> str:
+    """Return the store's cursor. Raises InvalidRequest for one of another listing: its place means nothing in this one,
+    which would silently leave items out."""
+    of_listing, _, place = cursor.partition(".")
+    if of_listing != listing:
+        raise InvalidRequest("the cursor is none of this listing: send it with the parameters of the page it came with")
+    return place
 
 
 @router.post("/items/delete", openapi_extra=documented(wire.DeleteItemsRequest, {"ids": ["holiday/beach"]}))
