@@ -28,8 +28,8 @@ MAX_UNSENT_BYTES = 128_000_000
 """Largest answers, together, that clients have not read yet, in bytes. Past it the address with the most unread bytes
 loses the connection that has been behind for the longest."""
 MAX_CONNECTIONS = 4_096
-"""Largest number of connections; of a process that may open few files, half as many as it may open. Past it the address
-with the most connections loses one that waits for its client."""
+"""Largest number of connections; of a process that may open few files, a third as many as it may open: a file that is
+sent takes another. Past it the address with the most connections loses one that waits for its client."""
 _MOST_WAITING = 64
 """Largest number of requests of one connection that wait for the answer to the one before. The last of them gets
 `Connection: close`, and anything after it is not read."""

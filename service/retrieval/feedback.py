@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from time import monotonic
 from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,7 +212,8 @@ class Feedback:
         self._heads: dict[str, tuple[float, Version | None, Head | None]] = {}
         """By collection: when it was looked up, the version in use and its head."""
         self._changes = 0
-        self._changing = asyncio.Lock()
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()
+        """By collection: who judges one does not keep others from changing theirs."""
 
     async def head(self, collection: str) -> tuple[int, Head] | None:
         """Return the version that searches of a collection use, and its head; None where there is none."""
@@ -253,7 +255,7 @@ class Feedback:
         if self._guard is None:
             self._guard = await self._once(lambda: text_vectors(self._embedder, guard_texts(self._embedder.manifest)))
         guard = self._guard
-        async with self._changing:
+        async with self._alone(collection):
             await self._store.collection(collection)  # it may have been dropped while the guard was embedded
             versions = await self.versions(collection)
             earlier = _NONE if versions.current is None else (await self._read(collection, versions.current))[0]
@@ -283,7 +285,7 @@ class Feedback:
     @_to_the_end
     async def use(self, collection: str, number: int | None) -> Versions:
         """Let searches use a version, or none. Raises NotFound."""
-        async with self._changing:
+        async with self._alone(collection):
             await self._store.collection(collection)
             versions = await self.versions(collection)
             if number is not None:
@@ -296,7 +298,7 @@ class Feedback:
     @_to_the_end
     async def delete(self, collection: str, number: int | None = None) -> None:
         """Delete a version, or all; searches that used it use none. Raises NotFound where that version is not there."""
-        async with self._changing:
+        async with self._alone(collection):
             versions = await self.versions(collection)
             deleted = versions.versions if number is None else (versions.get(number),)
             remaining = tuple(version for version in versions.versions if version not in deleted)
@@ -308,6 +310,10 @@ class Feedback:
                 self._changed(collection)
             for version in deleted:
                 await self._forget(_record(collection, version.number))
+
+    def _alone(self, collection: str) -> asyncio.Lock:
+        """Return the lock of a collection's versions, which is there for as long as somebody has it or waits for it."""
+        return self._locks.setdefault(collection, asyncio.Lock())
 
     async def _write(self, collection: str, versions: Versions) -> None:
         await self._store.put_label_set(_record(collection), asdict(versions), {})

@@ -13,6 +13,7 @@ from service.retrieval import feedback
 from service.retrieval.feedback import SAME, Feedback, Judged, Judgement, fit
 from service.store import Entry, Item
 from service.store.carry_over import OldStore
+from tests.conftest import DEADLINE_S
 from tests.service.fakes import FakeEmbedder, vector_of
 from tests.service.media import b64, png
 from tests.service.stores import both, in_store, sqlite
@@ -146,17 +147,45 @@ def test_a_change_whose_client_goes_away_is_seen_by_searches(tmp_path):
         assert (await lessons.head("c"))[0] == 1
         with store._writer.committing:  # a commit that takes until the client is gone
             change = asyncio.create_task(lessons.use("c", None))
-            while not lessons._changing.locked():  # noqa: ASYNC110
+            while not lessons._alone("c").locked():  # noqa: ASYNC110
                 await asyncio.sleep(0)
             for _ in range(100):
                 await asyncio.sleep(0.001)
             change.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await change
-        async with lessons._changing:
+        async with lessons._alone("c"):
             pass
         assert (await lessons.versions("c")).current is None
         assert await lessons.head("c") is None
+
+    in_store(sqlite, tmp_path, use)
+
+
+def test_who_judges_one_collection_does_not_keep_others_waiting(tmp_path):
+    """A flood of judgements would else keep everybody from dropping or creating a collection."""
+
+    class Learning(FakeEmbedder):
+        begun, end = asyncio.Event(), asyncio.Event()
+
+        async def in_worker(self, function):
+            self.begun.set()
+            await self.end.wait()
+            return await super().in_worker(function)
+
+    async def use(store):
+        await store.upsert([Entry(name, "a", "image", {}, vector_of("a")) for name in "cd"])
+        lessons = Feedback(embedder := Learning(), store)
+        taught = asyncio.create_task(lessons.teach("c", [Judgement(vector_of("q"), ["a"], [])]))
+        await asyncio.wait_for(embedder.begun.wait(), DEADLINE_S)
+        async with asyncio.timeout(DEADLINE_S):
+            await lessons.use("d", None)
+            await lessons.delete("d")
+        dropping = asyncio.create_task(lessons.delete("c"))
+        embedder.end.set()
+        assert (await taught)[0].number == 1
+        await dropping
+        assert not (await lessons.versions("c")).versions, "of one collection, one after the other"
 
     in_store(sqlite, tmp_path, use)
 
