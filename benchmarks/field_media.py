@@ -160,6 +160,22 @@ def exchanging_profile() -> bytes:
     return bytes(profile)
 
 
+def in_hdr(image: Image.Image) -> Image.Image:
+    """A picture in the primaries of BT.2020 and the curve of ST 2084, where white is 203 of 10,000 nits."""
+    levels = np.asarray(image) / 255
+    light = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    wide = light @ np.array([[0.6274, 0.0691, 0.0164], [0.3293, 0.9195, 0.0880], [0.0433, 0.0114, 0.8956]])
+    power = np.clip(wide * 203 / 10_000, 0, 1) ** 0.1593017578125
+    curve = ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+    return Image.fromarray(np.rint(255 * curve).astype(np.uint8))
+
+
+def said_to_be_hdr(heif: bytes) -> bytes:
+    """A HEIC or AVIF whose box of colours says that they are those of `in_hdr`."""
+    place = heif.index(b"nclx") + 4
+    return heif[:place] + struct.pack(">HH", 9, 16) + heif[place + 4 :]
+
+
 def logo(kind: str, colour: tuple[int, int, int], mode: str = "RGBA") -> Image.Image:
     """A drawing of one colour on nothing."""
     image = Image.new("RGBA", (320, 320), (*colour, 0))
@@ -299,6 +315,15 @@ def _of_samples(photo: Image.Image) -> Iterator[Sample]:
     profile = exchanging_profile()
     for format in ("PNG", "JPEG", "TIFF", "WEBP", "AVIF"):
         yield right(f"profile.{format.lower()}", saved(exchanged, format, icc_profile=profile, quality=92))
+    linear = Image.fromarray(np.rint(255 * (colours / 255) ** 2.2).astype(np.uint8))
+    gamma = struct.pack(">I", 100_000)
+    yield right("linear.png", with_chunk(saved(linear), chunk(b"gAMA", gamma)))
+    yield right("linear_but_srgb.png", with_chunk(saved(photo), chunk(b"gAMA", gamma) + chunk(b"sRGB", b"\0")))
+    yield right("gamma_of_0.png", with_chunk(saved(photo), chunk(b"gAMA", bytes(4))))
+    hdr = in_hdr(photo)
+    yield right("hdr.png", with_chunk(saved(hdr), chunk(b"cICP", bytes([9, 16, 0, 1]))))
+    yield right("hdr.avif", said_to_be_hdr(saved(hdr, "AVIF", quality=95)), least=0.97)
+    yield right("hdr.heic", said_to_be_hdr(saved(hdr, "HEIC")), least=0.97)
     yield right("srgb.jpg", saved(photo, "JPEG", quality=92, icc_profile=srgb_profile()))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, ImageCms, features
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from service.contract.colours import colour_mode, to_srgb
+from service.contract.colours import Curve, colour_mode, to_srgb
 from service.contract.containers import refusal
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia, check_bytes
 from service.contract.metadata import (
@@ -231,6 +231,7 @@ class _Picture:
     """(width, height), upright, where it was decoded smaller than it is."""
     profile: bytes | None = None
     """ICC, of the colours."""
+    curve: Curve | None = None
     samples: Samples | None = None
     """Of a TIFF whose samples have another range than their bits."""
     cut: bool = False
@@ -248,6 +249,7 @@ class _Picture:
             and self.orientation == 1
             and "transparency" not in self.image.info
             and self._transform is None
+            and self.curve is None
             and self.samples is None
         )
 
@@ -298,7 +300,7 @@ class _Picture:
         part = self.image if box == (0, 0, width, height) else self.image.crop(box)
         if self.orientation in _UPRIGHT:
             part = part.transpose(_UPRIGHT[self.orientation])
-        return self._rgb(part)
+        return self._rgb(part) if self.curve is None else self.curve.to_srgb(self._rgb(part))
 
     @functools.cached_property
     def _extremes(self) -> tuple[float, float]:
@@ -401,7 +403,8 @@ def _decoded(data: bytes, limits: ImageLimits, enough: Enough | None) -> _Pictur
     try:
         if format == "HEIC":
             image = _heic(essentials.data, limits)
-            return _Picture(image, essentials.orientation, profile=image.info.get("icc_profile"))
+            profile = image.info.get("icc_profile")
+            return _Picture(image, essentials.orientation, profile=profile, curve=essentials.curve)
         return _with_pillow(essentials, format, samples, limits, enough)
     except InputError:
         raise
@@ -501,6 +504,7 @@ def _with_pillow(
         profile=essentials.profile or (info.get("icc_profile") if format in ("WEBP", "AVIF") else None),
         samples=None if samples.is_plain or samples.per_pixel > 1 or image.mode not in _SCALED else samples,
         cut=cut,
+        curve=essentials.curve,
     )
 
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from service.contract.colours import PQ, Curve
 from service.contract.errors import BadMedia, UnsupportedMedia
 from service.contract.structure import MAX_LOOSE, MAX_PARTS, MAX_TAGS, TOO_MANY
 
@@ -25,6 +26,9 @@ _MOST_GIF_BLOCKS = 400_000
 """Blocks of a GIF that are walked through, each a step of Python: 100 MB, as encoders write them."""
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _PNG_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
+_PNG_CURVES = (b"cICP", b"sRGB", b"gAMA")
+_LEAST_GAMMA, _MOST_GAMMA, _SAME_GAMMA = 0.1, 5.0, 0.1
+"""What is past these is a slip of the pen; and the part by which a curve may differ from sRGB's to count as it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Essentials:
     """The ICC profile of the colours."""
     animated: bytes | None = None
     """Of a PNG that is animated: the file with its further frames, which `data` lacks."""
+    curve: Curve | None = None
+    """How samples become light, where neither a profile nor sRGB says so."""
     one_frame: bool = False
     """Whether further frames are not to be looked for."""
 
@@ -110,6 +116,7 @@ def png_essentials(data: bytes) -> Essentials:
     still, moving = [view[:8]], [view[:8]]
     exif = xmp = b""
     profile: bytes | None = None
+    curves: dict[bytes, bytes] = {}
     colour, animated, pixels, extra = -1, False, False, False
     for kind, place, length in _chunks(data):
         body, end = view[place + 8 : place + 8 + length], place + 12 + length
@@ -131,12 +138,30 @@ def png_essentials(data: bytes) -> Essentials:
             moving.append(chunk)
         elif kind == b"iCCP" and profile is None:
             profile = _inflated_profile(body)
+        elif kind in _PNG_CURVES and _sound_chunk(data, place, length):
+            curves.setdefault(kind, bytes(body))
         elif kind == b"eXIf" and not exif:
             exif = bytes(body)
         elif kind == b"iTXt" and not xmp and bytes(body[:18]) == b"XML:com.adobe.xmp\0":
             xmp = bytes(body[:_MOST_XMP_BYTES])
     orientation = exif_orientation(exif) or xmp_orientation(xmp) or 1
-    return Essentials(b"".join(still) if extra else data, orientation, profile, b"".join(moving) if animated else None)
+    return Essentials(
+        b"".join(still) if extra else data,
+        orientation,
+        profile,
+        b"".join(moving) if animated else None,
+        None if profile and b"cICP" not in curves else _png_curve(curves),
+    )
+
+
+def _png_curve(curves: dict[bytes, bytes]) -> Curve | None:
+    """Return the curve that a PNG's chunks state: each goes before those after it, as PNG has it."""
+    if (code := curves.get(b"cICP")) is not None:
+        return Curve(is_pq=True) if code[1:2] == bytes([PQ]) else None
+    if b"sRGB" in curves:
+        return None
+    gamma = int.from_bytes(curves.get(b"gAMA", b"")[:4], "big") / 100_000
+    return Curve(gamma) if _LEAST_GAMMA < gamma < _MOST_GAMMA and abs(2.2 * gamma - 1) > _SAME_GAMMA else None
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -258,8 +283,9 @@ def heif_essentials(data: bytes) -> Essentials:
             if kind in (b"Exif", b"mime"):
                 hidden.append(place)
                 exif_item = number if kind == b"Exif" and exif_item is None else exif_item
+    curve = Curve(is_pq=True) if _is_pq(data, inside) else None
     if not hidden:
-        return Essentials(data)
+        return Essentials(data, curve=curve)
     orientation = None
     if exif_item is not None and not _is_turned(data, inside):
         exif = _heif_item(data, inside, exif_item)
@@ -267,16 +293,24 @@ def heif_essentials(data: bytes) -> Essentials:
     masked = bytearray(data)
     for place in hidden:
         masked[place : place + 4] = b"skip"
-    return Essentials(bytes(masked), orientation or 1)
+    return Essentials(bytes(masked), orientation or 1, curve=curve)
+
+
+def _properties(data: bytes, inside: dict[bytes, _Box]) -> Iterator[_Box]:
+    if (properties := inside.get(b"iprp")) is not None:
+        for container in _boxes(data, properties.start, properties.end):
+            if container.kind == b"ipco":
+                yield from _boxes(data, container.start, container.end)
 
 
 def _is_turned(data: bytes, inside: dict[bytes, _Box]) -> bool:
-    if (properties := inside.get(b"iprp")) is None:
-        return False
-    container = next((box for box in _boxes(data, properties.start, properties.end) if box.kind == b"ipco"), None)
-    return container is not None and any(
-        box.kind in (b"irot", b"imir") for box in _boxes(data, container.start, container.end)
-    )
+    return any(box.kind in (b"irot", b"imir") for box in _properties(data, inside))
+
+
+def _is_pq(data: bytes, inside: dict[bytes, _Box]) -> bool:
+    """Return whether the colours are those of HDR: primaries, curve and matrix are two bytes each."""
+    colours = (data[box.start : box.end] for box in _properties(data, inside) if box.kind == b"colr")
+    return any(colour[:4] == b"nclx" and colour[6:8] == bytes([0, PQ]) for colour in colours)
 
 
 def _heif_item(data: bytes, inside: dict[bytes, _Box], number: int) -> bytes:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.contract.audio import Measure, Mix, resampled
+from service.contract.colours import PQ, Curve
 from service.contract.containers import (
     CORRUPT,
     NO_CODEC,
@@ -244,6 +245,8 @@ def _is_mirrored(frame: Any) -> bool:
 
 def _upright(frame: Any) -> Image.Image:
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    if frame.color_trc == PQ:
+        image = Curve(is_pq=True).to_srgb(image)
     # A telephone writes how it was held; FFmpeg counts against the clock, as Pillow does. A mirrored picture, as of a
     # camera that looks at whoever films, counts as turned by half of the circle more.
     turned = round(frame.rotation / 90) % 4

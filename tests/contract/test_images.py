@@ -318,6 +318,15 @@ def test_a_file_of_another_kind_is_called_by_its_name(data: bytes | str, name: s
         decode_image(data if isinstance(data, bytes) else data.encode())
 
 
+@pytest.mark.parametrize(("nits", "level"), [(0, 0), (1, 15), (100, 187), (203, 255), (1_000, 255)])
+def test_light_of_hdr_pictures_has_its_level(nits: int, level: int) -> None:
+    """The samples of so many nits are those of ITU-R BT.2408 and ST 2084."""
+    sample = {0: 0.0, 1: 0.1499, 100: 0.5081, 203: 0.5807, 1_000: 0.7518}[nits]
+    grey = Image.new("RGB", (2, 2), (round(255 * sample),) * 3)
+    data = field_media.with_chunk(encode(grey), chunk(b"cICP", bytes([9, 16, 0, 1])))
+    assert np.abs(np.asarray(decode_image(data), np.int16) - level).max() <= 3
+
+
 def test_the_byte_limit_comes_before_everything() -> None:
     data = encode(Image.new("RGB", (8, 8)))
     assert decode_image(data, ImageLimits(max_bytes=len(data))).size == (8, 8)
