@@ -30,7 +30,7 @@ from service.retrieval.crops import crops
 from training.measure.intervals import interval
 
 _CLIP_S, _RATE = 5, 16_000
-_COUNT = 60
+_COUNT = 200
 _LEFT_OUT = {"BACKGROUND_Google", "Faces_easy"}
 """No object, and the same as another class."""
 

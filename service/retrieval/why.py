@@ -1,17 +1,18 @@
 """An answer shows why a result was found: by the part of a picture, the seconds of a sound, the words of a query.
 
 Any bundle will do, for nothing but vectors is needed. A picture and a short sound are cut into windows that overlap,
-and each is embedded by itself and compared with the query. A film and a long
-sound have stored moments. A word counts for what the similarity loses when the query is embedded without it
-(leave-one-out; Li et al., 2016, arXiv 1612.08220).
+and each is embedded by itself and compared with the query; a cell or a second has the mean of the windows that hold it.
+A film and a long sound have stored moments. A word counts for what the similarity loses when the query is embedded
+without it (leave-one-out; Li et al., 2016, arXiv 1612.08220).
 """
 
 import io
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -39,7 +40,7 @@ _SPAN = 2
 """Side of a window, in cells; one begins at every cell. Chosen on Caltech101's training photographs (docs/LOG.md)."""
 _BOXES = [(row, column, _SPAN) for row in range(_SIDE - _SPAN + 1) for column in range(_SIDE - _SPAN + 1)]
 _WINDOW_S, _HOP_S = 3.0, 1.0
-"""Length of a sound's windows and the time between them. Chosen on ESC-50's fold 4 (docs/LOG.md)."""
+"""Length of a sound's windows and the most time between two beginnings. Chosen on ESC-50's fold 4 (docs/LOG.md)."""
 _LONGEST_S = 20.0
 """Length of a sound whose windows are embedded, in seconds: a longer one has stored moments, and its preview is but a
 beginning."""
@@ -128,7 +129,7 @@ class Explainer:
                 if item.modality == "image":
                     fields["cells"] = await self._cells(file, query, caller)
                 else:
-                    fields["parts"] = await self._windows(file, query, caller)
+                    fields["parts"] = await self._seconds(file, query, caller)
             except (InputError, WorkerDied):  # of this item alone
                 fields.clear()
         if item.modality in HAVING and not fields.get("parts"):
@@ -160,29 +161,36 @@ class Explainer:
         cells: list[list[float]] = (total / count).tolist()
         return cells
 
-    async def _windows(self, file: bytes, query: Vectors, caller: Caller) -> list[dict[str, Any]] | None:
-        """Return the windows of a short sound with their similarities; None for a long one. Raises InputError."""
+    async def _seconds(self, file: bytes, query: Vectors, caller: Caller) -> list[dict[str, Any]] | None:
+        """Return the seconds of a short sound, each with the mean similarity of the windows that hold it; None for a
+        long one. Raises InputError."""
         limits, spec = self._embedder.limits, self._embedder.manifest.towers["audio"].preprocessing
         assert isinstance(spec, AudioPreprocessing)
         rate = spec.sampling_rate
 
-        def cut() -> list[tuple[float, float, Media]]:
+        def cut() -> tuple[float, list[float], list[Media]]:
             if not 0 < header_seconds(file, limits) <= _LONGEST_S:
-                return []
+                return 0.0, [], []
             samples = decode_audio(file, rate, limits.of_sounds)
-            last = max(0.0, len(samples) / rate - _WINDOW_S)
-            starts = np.linspace(0, last, 1 + round(last / _HOP_S)).tolist()
-            return [
-                _window(samples[int(start * rate) : int((start + _WINDOW_S) * rate)], start, rate) for start in starts
-            ]
+            last_s = max(0.0, len(samples) / rate - _WINDOW_S)
+            starts: list[float] = np.linspace(0, last_s, 1 + math.ceil(last_s / _HOP_S)).tolist()
+            return (
+                len(samples) / rate,
+                starts,
+                [_window(samples[int(start * rate) : int((start + _WINDOW_S) * rate)], rate) for start in starts],
+            )
 
-        parts = await self._embedder.in_worker(cut)
-        if not parts:
+        seconds, starts, sounds = await self._embedder.in_worker(cut)
+        if not sounds:
             return None
-        similarities = (await self._vectors([sound for *_, sound in parts], caller)) @ query
+        similarities = (await self._vectors(sounds, caller)) @ query
+        bounds = np.linspace(0, seconds, 1 + (round(seconds) if len(starts) > 1 else 1))
+        middles = (bounds[:-1] + bounds[1:]) / 2
+        holding = (starts <= middles[:, None]) & (middles[:, None] < np.array(starts) + _WINDOW_S)
+        means = (holding @ similarities / holding.sum(axis=1)).tolist()
         return [
-            {"start": start, "end": end, "modality": "audio", "similarity": similarity}
-            for (start, end, _), similarity in zip(parts, similarities.tolist(), strict=True)
+            {"start": round(start, 3), "end": round(end, 3), "modality": "audio", "similarity": similarity}
+            for (start, end), similarity in zip(pairwise(bounds.tolist()), means, strict=True)
         ]
 
     async def _vectors(self, inputs: Sequence[Media], caller: Caller) -> Vectors:
@@ -205,8 +213,8 @@ class Explainer:
         ] or None
 
 
-def _window(samples: NDArray[np.float32], start: float, rate: int) -> tuple[float, float, Media]:
-    """Return the start and the end of a window of a sound, in seconds, and the window as a file."""
+def _window(samples: NDArray[np.float32], rate: int) -> Media:
+    """Return a window of a sound as a file."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format="WAV", subtype="FLOAT")
-    return round(start, 3), round(start + len(samples) / rate, 3), Media("audio", file.getvalue())
+    return Media("audio", file.getvalue())

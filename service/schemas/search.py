@@ -350,7 +350,9 @@ class ScriptResponse(BaseModel):
 class WhyPart(ResultMoment):
     """A part of a sound or a film."""
 
-    similarity: float = Field(description="Of the part alone to the query.")
+    similarity: float = Field(
+        description="Of a moment to the query; of a second the mean over windows of 3 s that hold it."
+    )
 
 
 class WhyWord(BaseModel):
@@ -368,8 +370,8 @@ class Why(BaseModel):
     )
     parts: list[WhyPart] | None = Field(
         default=None,
-        description="Of a sound of up to 20 s: windows of 3 s, which overlap. Of a film or a longer sound: its stored "
-        "moments, the 200 best, in the order of time.",
+        description="Of a sound of up to 20 s: its seconds; one part of a sound of up to 3 s. Of a film or a longer "
+        "sound: its stored moments, the 200 best. In the order of time.",
     )
     words: list[WhyWord] | None = Field(default=None, description="Of the query, in their order.")
 
