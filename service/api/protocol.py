@@ -33,6 +33,9 @@ sent takes another. Past it the address with the most connections loses one that
 _MOST_WAITING = 64
 """Largest number of requests of one connection that wait for the answer to the one before. The last of them gets
 `Connection: close`, and anything after it is not read."""
+_MOST_CHUNKS, _LEAST_CHUNK_BYTES = 65_536, 16
+"""A body may come in so many pieces; of one in more the mean piece has at least so many bytes: the parser calls Python
+for each, and chunks of a byte would take seconds of the event loop for each megabyte."""
 _HEAD_S = 20.0
 _REST_S = 20.0
 """Seconds to receive the rest of a request that was answered before all of it had come."""
@@ -40,6 +43,8 @@ _LAST_HEAD_S = 2.0
 """The same, once the server ends: of who has connected and asked nothing yet, or has begun to ask."""
 _LINGER_S = 5.0
 """Seconds to read on from a client that is still writing after its last answer."""
+_MOST_THROWN_AWAY = 2**26
+"""Bytes that are read on from it at most: one that sends at the network's full rate would take most of the loop."""
 _READ_BYTES = 2**18
 """Largest number of bytes received at once; some of them may be the body of the request before."""
 _UNREAD_S, _UNREAD_RATE = 20.0, 10_000
@@ -179,11 +184,15 @@ class Protocol(HttpToolsProtocol):
         self._look: asyncio.TimerHandle | None = None
         self._in_head, self._arrived, self._head_bytes = True, 0, 0
         self._whole = True
+        self._pieces: list[bytes] = []
+        """Pieces of the body that came with the bytes at hand."""
+        self._piece_count = self._body_bytes = 0
         self._framing: bytes | None = None
         """For a request that asks for another protocol: the headers that state the length of its body."""
         self._overdue: asyncio.TimerHandle | None = None
         self._refusal = 400
         self._ending = self._full = False
+        self._thrown_away = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -219,12 +228,16 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing.lingers or self._full:
+            self._thrown_away += len(data)
+            if self._closing.lingers and self._thrown_away > _MOST_THROWN_AWAY:
+                self._socket.close()
             return
         if self._whole:  # what comes now belongs to another request, be it only empty lines
             self._in_head, self._arrived, self._head_bytes = True, 0, 0
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
+            self._pass_on()
         except httptools.HttpParserError:
             self._refuse(self._refusal)
         if self.transport.is_closing() or (self._whole and not self._in_head):
@@ -289,6 +302,7 @@ class Protocol(HttpToolsProtocol):
         if self._framing is not None:
             return
         self._in_head, self._arrived = False, 0
+        self._piece_count = self._body_bytes = 0
         self._in_time()
         self._bound_head()
         super().on_headers_complete()
@@ -300,7 +314,19 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._arrived = 0
-        super().on_body(body)
+        self._piece_count += 1
+        self._body_bytes += len(body)
+        if self._piece_count > _MOST_CHUNKS and self._body_bytes < _LEAST_CHUNK_BYTES * self._piece_count:
+            self._refusal = 431
+            raise ValueError
+        self._pieces.append(body)
+
+    def _pass_on(self) -> None:
+        """Give what has come of a body to its request at once: Uvicorn copies what it has with each piece."""
+        if self._pieces:
+            body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces.clear()
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._framing is not None and self.parser.should_upgrade():
@@ -308,6 +334,7 @@ class Protocol(HttpToolsProtocol):
         self._framing = None
         self._whole = True
         self._in_time()
+        self._pass_on()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -77,6 +77,38 @@ def test_who_goes_on_writing_can_read_the_refusal(shared_client: httpx.Client, h
         assert answer(connection)[0] == status
 
 
+def test_a_body_may_come_in_small_pieces_but_not_in_too_many(shared_client: httpx.Client) -> None:
+    """The parser calls Python for each piece: chunks of a byte would take the event loop from all others."""
+    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}Transfer-Encoding: chunked\r\n".encode()
+    body = b'{"inputs":["red"]}'
+    small = b"1\r\n \r\n" * 60_000 + b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    with connected(shared_client) as connection:
+        connection.sendall(head + b"Connection: close\r\n\r\n" + small + b"0\r\n\r\n")
+        status, told = answer(connection)
+        assert (status, len(told["embeddings"])) == (200, 1)  # type: ignore[arg-type]
+    with connected(shared_client) as connection:
+        connection.sendall(head + b"\r\n" + b"1\r\n \r\n" * 70_000)
+        status, told = answer(connection)
+        assert (status, told["code"]) == (431, "headers_too_large")
+    longer = b"20\r\n" + b" " * 32 + b"\r\n"
+    with connected(shared_client) as connection:
+        whole = longer * 70_000 + b"12\r\n" + body + b"\r\n0\r\n\r\n"
+        connection.sendall(head + b"Connection: close\r\n\r\n" + whole)
+        assert answer(connection)[0] == 200
+
+
+def test_who_floods_after_its_refusal_is_let_go_at_once(
+    shared_client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_MOST_THROWN_AWAY", 10**6)
+    monkeypatch.setattr(protocol, "_LINGER_S", 10 * DEADLINE_S)
+    with connected(shared_client) as connection:
+        connection.sendall(b"EHLO\r\n\r\n")
+        assert answer(connection)[0] == 400
+        with pytest.raises(ConnectionError):
+            connection.sendall(bytes(65_536_000))
+
+
 def test_who_writes_for_ever_is_let_go(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "_LINGER_S", 0.05)
     with serving(settings) as client, connected(client) as connection:
