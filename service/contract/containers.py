@@ -140,7 +140,7 @@ def name_of_other(data: bytes) -> str | None:
         if data.startswith(mark, place):
             return name
     beginning = data[:_MOST_SHOWN]
-    if not beginning.strip(b"\0"):
+    if data.count(0) == len(data):
         return "nothing but zeros, as where a copy was broken off"
     start = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html")):

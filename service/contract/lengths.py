@@ -30,8 +30,8 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _OGG_HEADER, _MOST_OGG_PAGE = 27, 65_307
 _MOST_MPEG_FRAME = 3_000
 _MPEG_HEADER = 4
-_OGG_FIRST_PAGE, _OGG_LATER_PAGE = re.compile(rb"OggS\0[\2\6]"), re.compile(rb"OggS\0[\0\1\4\5]")
-_FLAC_START, _FLAC_HEADER = re.compile(rb"fLaC[\0\x80]\0\0\x22"), 42
+_OGG_FIRST_PAGES, _OGG_LATER_PAGE = (b"OggS\0\2", b"OggS\0\6"), re.compile(rb"OggS\0[\0\1\4\5]")
+_FLAC_STARTS, _FLAC_HEADER = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22"), 42
 _DISGUISED = (
     b"\x72\xf8\x1f\x4e",
     b"\xfe\x7f\x01\x80",
@@ -219,9 +219,9 @@ def goes_on(data: bytes) -> bool:
     recorded, or files were joined: libsndfile ends with the first."""
     if data[:4] == b"OggS":
         page = _OGG_LATER_PAGE.search(data)
-        return page is not None and _OGG_FIRST_PAGE.search(data, page.end()) is not None
+        return page is not None and any(data.find(mark, page.end()) >= 0 for mark in _OGG_FIRST_PAGES)
     if data[:4] == b"fLaC":
-        return _FLAC_START.search(data, _FLAC_HEADER) is not None
+        return any(data.find(mark, _FLAC_HEADER) >= 0 for mark in _FLAC_STARTS)
     start, size = _mpeg_stated_bytes(data)
     following = data[start + size : start + size + _MPEG_HEADER]
     return size > 0 and (following.startswith(b"ID3") or (following[:1] == b"\xff" and following[1:2] >= b"\xe0"))

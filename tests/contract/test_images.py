@@ -327,6 +327,12 @@ def test_light_of_hdr_pictures_has_its_level(nits: int, level: int) -> None:
     assert np.abs(np.asarray(decode_image(data), np.int16) - level).max() <= 3
 
 
+def test_zeros_before_something_are_not_nothing_but_zeros() -> None:
+    with pytest.raises(UnsupportedMedia) as caught:
+        decode_image(bytes(5_000) + encode(Image.new("RGB", (4, 4))))
+    assert "This is" not in str(caught.value)
+
+
 def test_the_byte_limit_comes_before_everything() -> None:
     data = encode(Image.new("RGB", (8, 8)))
     assert decode_image(data, ImageLimits(max_bytes=len(data))).size == (8, 8)
