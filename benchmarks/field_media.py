@@ -599,6 +599,9 @@ def _other_formats(heard: Array) -> Iterator[Sample]:
         yield right(name, caf[:at] + struct.pack(">q", length) + caf[at + 8 :], 0.999)
     for name in ("joined.ogg", "joined.flac", "joined.mp3", "joined.opus", "joined_rates.aac"):
         yield right(name, joined(heard)[name], 0.95)
+    mp3 = muxed(heard, "mp3", "libmp3lame", 44_100)
+    yield right("from_a_stream.mp3", mp3[700:], 0.9)
+    yield right("padded.mp3", bytes(5_000) + written(heard, "MP3"), 0.97)
     yield right("digital_output.wav", digital_output(heard), 0.97)
     yield _wrong("a.wma", bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(3_000), UNSUPPORTED, kind="audio")
     yield _wrong("unknown.wav", b"no sound at all\n" * 30, UNSUPPORTED, kind="audio")

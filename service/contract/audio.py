@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from service.contract import containers
 from service.contract.containers import sound_demuxer_of
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia, check_bytes
-from service.contract.lengths import goes_on, is_ambisonic, is_disguised, mended
+from service.contract.lengths import goes_on, is_ambisonic, is_disguised, late_start, mended
 from service.contract.sounds import Waveform, gathered
-from service.contract.structure import is_sound
+from service.contract.structure import is_picture, is_sound
 
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU"})
 _NO_SOUND = "not a sound in a format that is read here (WAV, FLAC, OGG, MP3, AAC, M4A …)"
@@ -254,7 +254,10 @@ def _opened(data: bytes, limits: AudioLimits) -> Iterator[_Stream]:
             yield stream
         return
     if not is_sound(data):
-        raise containers.refusal(data, _NO_SOUND)
+        start = None if is_picture(data) else late_start(data)
+        if start is None:
+            raise containers.refusal(data, _NO_SOUND)
+        data, demuxer = data[start:], "mp3"
     complete, cut = mended(data)
     source = None
     if not (goes_on(data) or is_disguised(data)):

@@ -30,6 +30,9 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _OGG_HEADER, _MOST_OGG_PAGE = 27, 65_307
 _MOST_MPEG_FRAME = 3_000
 _MPEG_HEADER = 4
+_MOST_BEFORE_MPEG = 16_384
+_MPEG_1_KBITS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_MPEG_2_KBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _OGG_FIRST_PAGES, _OGG_LATER_PAGE = (b"OggS\0\2", b"OggS\0\6"), re.compile(rb"OggS\0[\0\1\4\5]")
 _FLAC_STARTS, _FLAC_HEADER = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22"), 42
 _DISGUISED = (
@@ -225,6 +228,36 @@ def goes_on(data: bytes) -> bool:
     start, size = _mpeg_stated_bytes(data)
     following = data[start + size : start + size + _MPEG_HEADER]
     return size > 0 and (following.startswith(b"ID3") or (following[:1] == b"\xff" and following[1:2] >= b"\xe0"))
+
+
+def late_start(data: bytes) -> int | None:
+    """Return where the frames of an MP3 begin that does not begin with one, as where a station's stream was recorded
+    from the middle of a frame on, or there is padding before it; None where there are none near its beginning.
+
+    Three frames that follow one another count as one.
+    """
+    begin = len(data) - len(data.lstrip(b"\0"))
+    place = begin
+    while (place := data.find(b"\xff", place, begin + _MOST_BEFORE_MPEG)) >= 0:
+        following = place
+        for _ in range(3):
+            following += _mpeg_frame_bytes(data[following : following + _MPEG_HEADER]) or len(data)
+        if following <= len(data):
+            return place
+        place += 1
+    return None
+
+
+def _mpeg_frame_bytes(header: bytes) -> int:
+    """Return how long the frame of an MP3 is; 0 for what is none."""
+    if len(header) < _MPEG_HEADER or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+        return 0
+    version, speed, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
+    if version == 1 or speed in (0, 15) or rate == 3:
+        return 0
+    kilobits = (_MPEG_1_KBITS if version == 3 else _MPEG_2_KBITS)[speed - 1]
+    hertz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version]
+    return (144_000 if version == 3 else 72_000) * kilobits // hertz + (header[2] >> 1 & 1)
 
 
 def is_disguised(data: bytes) -> bool:

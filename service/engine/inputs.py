@@ -23,6 +23,7 @@ from service.contract.arrays import NPY
 from service.contract.bundle import FrontEnd, Modality
 from service.contract.containers import container_of, is_footage, refusal
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
+from service.contract.lengths import late_start
 from service.contract.structure import is_picture, is_sound
 from service.contract.tokens import Role
 from service.contract.vectors import Vectors, l2_normalise
@@ -242,6 +243,8 @@ def of_file(data: bytes) -> Media | Video:
         return Media("array", data)
     if container_of(data) is not None:
         return Video(data)
+    if late_start(data) is not None:
+        return Media("audio", data)
     raise refusal(data)
 
 

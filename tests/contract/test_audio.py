@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from benchmarks import field_media
 from service.contract.audio import AudioLimits, _File, decode_audio
 from service.contract.errors import BadMedia, InputError, MediaTooLarge, UnsupportedMedia
-from service.contract.lengths import goes_on
+from service.contract.lengths import goes_on, late_start
 
 RATE = 16_000
 
@@ -61,6 +61,15 @@ def test_sounds_one_after_another_in_a_file_are_all_heard() -> None:
         waveform = decode_audio(data, RATE)
         assert abs(len(waveform) / RATE - 3.0) < 0.25, f"{name}: {len(waveform) / RATE} s"
         assert abs(peak_hertz(waveform[-RATE:]) - 440) < 3, f"{name}: the second is not at its rate"
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_an_mp3_that_begins_within_a_frame_is_heard_from_the_next_on(rate: int) -> None:
+    whole = field_media.muxed(sine(440, 3.0), "mp3", "libmp3lame", rate)
+    for cut in (13, 501, 1_333):
+        waveform = decode_audio(whole[cut:], RATE)
+        assert len(waveform) > 2 * RATE and abs(peak_hertz(waveform) - 440) < 2, cut
+    assert late_start(b"no sound \xff\xfb\x90\x64 at all" * 900) is None
 
 
 @pytest.mark.parametrize("format", ["OGG", "FLAC", "MP3"])

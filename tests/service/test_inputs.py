@@ -90,6 +90,7 @@ def test_a_file_is_what_its_content_says(png: Callable[..., bytes], wav: Callabl
         assert sniff(png(format=image_format)) == "image", image_format
     for sound_format in ("WAV", "FLAC", "OGG", "MP3"):
         assert sniff(wav(format=sound_format)) == "audio", sound_format
+    assert sniff(bytes(900) + wav(format="MP3")) == "audio"
     for neither in (b"RIFF", b"%PDF-1.7", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\0" * 4000):
         with pytest.raises(UnsupportedMedia):
             sniff(neither)
