@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
 """Largest request line and headers together, in bytes."""
+MAX_HEADERS = 256
+"""Largest number of headers: each is looked at by several stages, and ten thousand of four bytes would take as long as
+a hundred requests."""
 MAX_UNSENT_BYTES = 128_000_000
 """Largest answers, together, that clients have not read yet, in bytes. Past it the address with the most unread bytes
 loses the connection that has been behind for the longest."""
@@ -59,7 +62,7 @@ _REFUSALS = {
     431: (
         "headers_too_large",
         f"the request line and the headers, or what stands between the chunks of the body, are larger than "
-        f"{MAX_HEAD_BYTES} bytes",
+        f"{MAX_HEAD_BYTES} bytes, or more than {MAX_HEADERS} headers",
     ),
 }
 
@@ -345,7 +348,7 @@ class Protocol(HttpToolsProtocol):
 
     def _bound_head(self) -> None:
         """Raises ValueError: the parser stops there."""
-        if self._head_bytes + len(self.url) > MAX_HEAD_BYTES:
+        if self._head_bytes + len(self.url) > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             self._refusal = 431
             raise ValueError
 

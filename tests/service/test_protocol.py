@@ -47,6 +47,7 @@ def answer(connection: socket.socket) -> tuple[int, dict[str, object]]:
         (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", 431, "headers_too_large"),
         (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 431, "headers_too_large"),
         (b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * 20_000 + b"\r\n", 431, "headers_too_large"),
+        (b"GET /healthz HTTP/1.1\r\n" + b"a:\r\n" * 257 + b"\r\n", 431, "headers_too_large"),
         (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 400_000, 431, "headers_too_large"),
         (b"GET /" + b"a" * 400_000, 431, "headers_too_large"),
     ],
