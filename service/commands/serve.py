@@ -37,6 +37,8 @@ _KEEP_ALIVE_S = 75
 """Seconds an idle connection is kept open, longer than clients and proxies keep it (5 to 60 s): were the server the
 first to close one, a request sent at that moment would be lost."""
 _FILES = 4 * MAX_CONNECTIONS
+_TRIM_S = 30
+"""Seconds between two times that free memory is given back; the first is at the start."""
 _ANSWERING_S = 5
 """Seconds after the grace period for the answers (503) to reach their clients."""
 
@@ -103,7 +105,6 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        _give_free_blocks_back()
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
@@ -229,10 +230,11 @@ def _most_connections() -> int:
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 3)
 
 
-def _give_free_blocks_back() -> None:
-    """Return what opening the models freed to the system: with the starter 50 MB between blocks that are in use."""
+async def _give_free_blocks_back() -> None:
+    """Return the memory between blocks that are in use to the system: 50 MB once the models are opened, and as much
+    again after bodies and answers of many MB. It takes a few milliseconds, in a thread."""
     with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+        await asyncio.to_thread(ctypes.CDLL(None).malloc_trim, 0)
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -246,4 +248,6 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_grace_s + _ANSWERING_S,
+        callback_notify=_give_free_blocks_back,
+        timeout_notify=_TRIM_S,
     )

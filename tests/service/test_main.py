@@ -1,3 +1,5 @@
+import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -13,8 +15,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import yaml
+from fastapi import FastAPI
 
 from service.__main__ import main
+from service.commands import serve
 from service.settings import Settings
 from tests import tiny_bundle
 from tests.conftest import serving
@@ -228,3 +232,25 @@ def test_what_cannot_be_listened_at_is_said_with_the_next_step(
     assert f"ISTHMUS_PORT {port}: cannot listen there: Address already in use" in said and "--port" in said
     assert main([*serve, "--host", "192.0.2.1"]) == 2
     assert "Choose an address of this machine by --host" in capsys.readouterr().err
+
+
+def resident() -> int:
+    """Bytes of this process's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def test_memory_between_blocks_in_use_goes_back_to_the_system() -> None:
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    library.free.argtypes = [ctypes.c_void_p]
+    blocks = [library.malloc(60_000) for _ in range(2_000)]  # 120 MB, each too small for pages of its own
+    for block in blocks:
+        ctypes.memset(block, 1, 60_000)
+    for block in blocks[:-1]:
+        library.free(block)
+    before = resident()
+    notify = serve.uvicorn_config(FastAPI(), Settings()).callback_notify
+    assert notify is not None
+    asyncio.run(notify())
+    assert before - resident() > 80_000_000
+    library.free(blocks[-1])
