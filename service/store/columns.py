@@ -355,7 +355,7 @@ def _renumbered(cells: Sequence[NDArray[Any]], first: int, numbers: NDArray[np.i
 
 
 def _mark(passing: Mask, rows: NDArray[np.uint32], matches: Mask) -> None:
-    """Set in `found` those of the ascending rows that are chosen."""
+    """Set in `passing` those of the ascending rows that match."""
     if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:  # none is left out: several times as quick
         passing[int(rows[0]) : int(rows[-1]) + 1] = matches
     else:

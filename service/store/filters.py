@@ -119,7 +119,7 @@ def _conditions(name: str, raw: Any, where: str) -> Iterator[Filter]:
     if isinstance(raw, Mapping):
         if not raw:
             raise ValueError(f'{where}: an object of operators is expected, such as {{"$gte": 1}}')
-        kinds = {_type(raw[name_of_bound]) for name_of_bound in _BOUNDS if name_of_bound in raw}
+        kinds = {kind_of(raw[name_of_bound]) for name_of_bound in _BOUNDS if name_of_bound in raw}
         if len(kinds) > 1:
             raise ValueError(f"{where}: the bounds of a range are all numbers or all texts")
         for operator, value in raw.items():
@@ -138,7 +138,7 @@ def _operator(name: str, operator: str, value: Any, where: str) -> Filter:
             raise ValueError(f"{where}: a list is expected")
         return Is(name, _values(value, where))
     if operator in _BOUNDS:
-        if _type(value) not in ("number", "text"):
+        if kind_of(value) not in ("number", "text"):
             raise ValueError(f"{where}: a number or a text is expected")
         return Bound(name, operator, value)
     if operator == "$exists":
@@ -165,10 +165,13 @@ def _scalar(value: Any, where: str) -> Scalar:
     return value
 
 
-def _type(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
+def kind_of(value: Any) -> str:
+    """Return what a value of the metadata is: constant (true, false, null), number, text, list or object."""
+    if value is None or isinstance(value, bool):
         return "constant"
-    return "number" if isinstance(value, int | float) else "text" if isinstance(value, str) else "container"
+    if isinstance(value, int | float):
+        return "number"
+    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else "object"
 
 
 def _shown(name: str) -> str:
@@ -182,9 +185,9 @@ def passes(filter: Filter, metadata: Mapping[str, Any]) -> bool:
             return name in metadata and any(_equal(metadata[name], value) for value in values)
         case Bound(name, operator, value):
             content = metadata.get(name)
-            kind = _type(content)
+            kind = kind_of(content)
             # Python compares integers and doubles as the numbers that they are.
-            return kind == _type(value) and kind in ("number", "text") and _BOUNDS[operator](content, value)
+            return kind == kind_of(value) and kind in ("number", "text") and _BOUNDS[operator](content, value)
         case Exists(name):
             return name in metadata
         case Contains(name, text):
@@ -199,7 +202,7 @@ def passes(filter: Filter, metadata: Mapping[str, Any]) -> bool:
 
 
 def _equal(content: Any, value: Scalar) -> bool:
-    kind = _type(content)
-    if kind != _type(value):
+    kind = kind_of(content)
+    if kind != kind_of(value):
         return False
     return content is value if kind == "constant" else bool(content == value)

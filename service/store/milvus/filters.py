@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.store.filters import All, Bound, Contains, Exists, Filter, Is, Not, Some
+from service.store.filters import All, Bound, Contains, Exists, Filter, Is, Not, Some, kind_of
 
 MAX_TERMS = 4_096
 """Largest number of elements of an array in Milvus."""
@@ -46,7 +46,7 @@ def terms(metadata: Mapping[str, Any]) -> list[int]:
     """Return the numbers of what is so of an item with these metadata, each once."""
     numbers: set[int] = set()
     for name, value in metadata.items():
-        kind = _kind(value)
+        kind = kind_of(value)
         numbers.add(_term("kind", name, kind))
         if kind == "list":
             numbers.update(_term("holds", name, text) for text in value if isinstance(text, str))
@@ -57,7 +57,7 @@ def terms(metadata: Mapping[str, Any]) -> list[int]:
 
 def fields(metadata: Mapping[str, Any]) -> dict[str, float | str]:
     """Return the fields that ranges are compared with and that parts of texts are looked for in."""
-    comparable = {name: value for name, value in metadata.items() if _kind(value) in ("number", "text")}
+    comparable = {name: value for name, value in metadata.items() if kind_of(value) in ("number", "text")}
     return {_key(name): value if isinstance(value, str) else float(value) for name, value in comparable.items()}
 
 
@@ -82,7 +82,7 @@ def _translate(filter: Filter, *, negated: bool) -> Expression:
 
 
 def _bound(name: str, operator: str, value: str | float, negated: bool) -> Expression:
-    guard = _term("kind", name, _kind(value))
+    guard = _term("kind", name, kind_of(value))
     if isinstance(value, str) and not _plain(value):
         return Expression(True if negated else _having([guard]), exact=False)
     if _wide(value):  # compared as doubles, of which one may stand for several integers: the nearest ones pass, too
@@ -135,26 +135,18 @@ def _having(terms: Iterable[int], negated: bool = False) -> str | bool:
 
 def _is(name: str, value: Any) -> int:
     # As doubles: 1 is 1.0, and -0.0 is 0.0. Where two integers are one double, _wide() asks the metadata too.
-    return _term("is", name, value if _kind(value) != "number" else float(value) + 0.0)
+    return _term("is", name, value if kind_of(value) != "number" else float(value) + 0.0)
 
 
 def _wide(value: Any) -> bool:
     """Return whether it is a number of a size where one double stands for several integers."""
-    return _kind(value) == "number" and 2**53 <= abs(value) <= 2**63
+    return kind_of(value) == "number" and 2**53 <= abs(value) <= 2**63
 
 
 def _term(*of: Any) -> int:
     """Return a hash of 63 bits: with a hundred million terms, a collision has a chance of one in a thousand."""
     digest = hashlib.blake2b(json.dumps(of, ensure_ascii=False).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
-
-
-def _kind(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "constant"
-    if isinstance(value, int | float):
-        return "number"
-    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else "object"
 
 
 def _key(name: str) -> str:
