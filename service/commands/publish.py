@@ -198,28 +198,28 @@ def _write_items(
     with closing(Export(store, outcome.collection)) as export, (staged / "vectors.f16").open("wb") as vectors:
         if not manifest.accepts(export.space):
             raise StoreError(f"{store} is of space {export.space}, and the bundle {manifest.name} of {manifest.space}")
-        if export.vectors > MOST_VECTORS:
+        if export.vector_count > MOST_VECTORS:
             raise StoreError(
-                f"{outcome.collection} has {export.vectors:,} vectors, more than the {MOST_VECTORS:,} of a page"
+                f"{outcome.collection} has {export.vector_count:,} vectors, more than the {MOST_VECTORS:,} of a page"
             )
-        for place, one in enumerate(export.items()):
-            shown = previewed(one.shown)
-            item: dict[str, Any] = {"id": one.item.id, "modality": one.item.modality, "created": one.item.created}
-            item |= {"updated": one.item.updated, "metadata": one.item.metadata if metadata else {}, "preview": shown}
-            if one.preview is not None:
-                file = f"previews/{place // _A_FOLDER}/{place}{_ENDINGS[one.preview.media_type]}"
+        for place, (stored, stored_shown) in enumerate(export.exported()):
+            shown = previewed(stored_shown)
+            item: dict[str, Any] = {"id": stored.id, "modality": stored.modality, "created": stored.created}
+            item |= {"updated": stored.updated, "metadata": stored.metadata if metadata else {}, "preview": shown}
+            if stored.preview is not None:
+                file = f"previews/{place // _A_FOLDER}/{place}{_ENDINGS[stored.preview.media_type]}"
                 (staged / file).parent.mkdir(exist_ok=True)
-                (staged / file).write_bytes(one.preview.data)
+                (staged / file).write_bytes(stored.preview.data)
                 item["file"] = file
                 outcome.previews += 1
-                if one.item.modality == "image" and len(pictures) < _SAMPLES:
-                    pictures.append(one.preview.data)
-            outcome.items[one.item.modality] += 1
+                if stored.modality == "image" and len(pictures) < _SAMPLES:
+                    pictures.append(stored.preview.data)
+            outcome.items[stored.modality] += 1
             outcome.texts += bool(shown and "text" in shown)
             outcome.keys.update(item["metadata"])
             items.append(item)
-            moments += [(place, moment) for moment in one.moments]
-            vectors.write(np.asarray(one.item.vector, "<f2").tobytes())
+            moments += [(place, moment) for moment in stored.moments]
+            vectors.write(np.asarray(stored.vector, "<f2").tobytes())
         for _, moment in moments:
             vectors.write(np.asarray(moment.vector, "<f2").tobytes())
         size = vectors.tell()

@@ -49,6 +49,8 @@ class OldItem:
     """Number of its vector, which no other vector of the store has or had."""
     vector: Vectors
     moments: Sequence[Moment]
+    mapped: float | None = None
+    """Where the vector was mapped from another space: how far it may be off, as 1 less the cosine similarity."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class OldStore:
         self._connection = schema.open_existing(file_of(path), read_only=not alone)
         try:
             schema.check_version(self._connection, path)
-        except StoreError:
+        except (StoreError, sqlite3.Error):
             self.close()
             raise
         self.space = schema.meta(self._connection, "space") or ""
@@ -101,22 +103,27 @@ class OldStore:
         [count] = self._connection.execute(f"SELECT count(*) {_ITEMS}").fetchone()
         return int(count)
 
-    def items(self, slots: Iterable[int] | None = None) -> Iterator[OldItem]:
-        """Yield all items in the order in which they were first written, or those with these slots in their order."""
+    def items(self, slots: Iterable[int] | None = None, *, of: str | None = None) -> Iterator[OldItem]:
+        """Yield all items, or those of a collection, in the order in which they were first written; or those with these
+        slots in their order."""
+        mapped = "(SELECT error FROM mapped WHERE mapped.slot = items.slot)"
+        if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'mapped'").fetchone():
+            mapped = "NULL"  # a store of an earlier version, which no server has opened since
         query = f"""SELECT collections.key, collections.name, items.id, modality, metadata, items.created, updated,
-            (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?), items.slot, vector
+            (SELECT content FROM keywords WHERE keywords.item = items.key AND field = ?), items.slot, vector, {mapped}
             {_ITEMS.replace("WHERE", "JOIN vectors USING (slot) WHERE")}"""
         if slots is None:
-            records: Iterator[Any] = self._connection.execute(f"{query} ORDER BY items.key", (keywords.TEXT,))
+            query, names = (query, ()) if of is None else (f"{query} AND collections.name = ?", (of,))
+            records: Iterator[Any] = self._connection.execute(f"{query} ORDER BY items.key", (keywords.TEXT, *names))
         else:
             of_slot = f"{query} AND items.slot = ?"
             records = (
                 row for slot in slots for row in self._connection.execute(of_slot, (keywords.TEXT, slot)).fetchall()
             )
-        for key, collection, id, modality, metadata, created, updated, text, slot, vector in records:
+        for key, collection, id, modality, metadata, created, updated, text, slot, vector, error in records:
             preview = previews.of_item(self._connection, key, id)
             parts = self._moments(collection, id) if modality in moments.HAVING else ()
-            details = (orjson.loads(metadata), created, updated, text, preview, slot, rows.unpack(vector), parts)
+            details = (orjson.loads(metadata), created, updated, text, preview, slot, rows.unpack(vector), parts, error)
             yield OldItem(collection, id, modality, *details)
 
     def _moments(self, collection: str, id: str) -> Sequence[Moment]:

@@ -71,19 +71,6 @@ def existing_collection_key(connection: sqlite3.Connection, name: str) -> int:
     return key
 
 
-def ensure_collection(connection: sqlite3.Connection, name: str, space: str, dimensions: int) -> tuple[int, bool]:
-    """Return the key of a collection, and whether it was created by this call."""
-    key = collection_key(connection, name)
-    if key is not None:
-        return key, False
-    values = (name, space, dimensions, now())
-    cursor = connection.execute(
-        "INSERT INTO collections (name, space, dimensions, created) VALUES (?, ?, ?, ?)", values
-    )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid, True
-
-
 def configure_collection(connection: sqlite3.Connection, key: int, request: IndexRequest) -> None:
     connection.execute(
         "UPDATE collections SET kind = ?, precision = ? WHERE key = ?", (request.kind, request.precision, key)

@@ -2,6 +2,8 @@
 
 import sqlite3
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -133,21 +135,29 @@ def _set_up(connection: sqlite3.Connection, *, read_only: bool) -> None:
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Give SQLite's errors their meaning, where the file of a store is read that no server has open here."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreDamaged(f"{path} cannot be read: {error}") from None
+
+
 def open_existing(path: Path, *, read_only: bool = True) -> sqlite3.Connection:
     """Open the file of a store, or a copy of it. Raises StoreError; StoreDamaged where it cannot be read."""
     if not path.is_file():
         raise StoreError(f"{path} is not there")
-    connection = None
-    try:
+    with reading(path):
         connection = connect(path, read_only=read_only)
-        if has_schema(connection):
-            return connection
-    except sqlite3.Error as error:
-        if connection is not None:
-            connection.close()
-        raise StoreDamaged(f"{path} cannot be read: {error}") from None
-    connection.close()
-    raise StoreError(f"{path} is no store's")
+    try:
+        with reading(path):
+            if has_schema(connection):
+                return connection
+        raise StoreError(f"{path} is no store's")
+    except StoreError:
+        connection.close()
+        raise
 
 
 def prepare(connection: sqlite3.Connection, path: Path, manifest: Manifest) -> None:
@@ -188,11 +198,15 @@ def _create_schema(connection: sqlite3.Connection, manifest: Manifest) -> None:
     for name, value in first.items():
         set_meta(connection, name, str(value))
     # A first search on a fresh server finds nothing, rather than no collection.
-    connection.execute(
-        "INSERT INTO collections (name, space, dimensions, created) VALUES (?, ?, ?, ?)",
-        (DEFAULT_COLLECTION, space, manifest.dimensions, now()),
-    )
+    create_collection(connection, DEFAULT_COLLECTION, space, manifest.dimensions)
     connection.execute("COMMIT")
+
+
+def create_collection(connection: sqlite3.Connection, name: str, space: str, dimensions: int) -> int:
+    """Return the key of the new collection."""
+    query = "INSERT INTO collections (name, space, dimensions, created) VALUES (?, ?, ?, ?) RETURNING key"
+    [key] = connection.execute(query, (name, space, dimensions, now())).fetchone()
+    return int(key)
 
 
 def has_schema(connection: sqlite3.Connection) -> bool:

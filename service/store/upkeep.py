@@ -53,12 +53,9 @@ def restore(source: Path, store: Path) -> int:
 
 def contents(store: Path) -> tuple[str, str | None, int]:
     """Return a store's space, the name of the bundle that filled it, and how many items it has. Raises StoreError."""
-    with closing(schema.open_existing(store / schema.FILE)) as connection:
-        try:
-            [count] = connection.execute("SELECT count(*) FROM items").fetchone()
-            return schema.meta(connection, "space") or "", schema.meta(connection, schema.BUNDLE), count
-        except sqlite3.Error as error:
-            raise StoreDamaged(f"{store} cannot be read: {error}") from None
+    with closing(schema.open_existing(store / schema.FILE)) as connection, schema.reading(store):
+        [count] = connection.execute("SELECT count(*) FROM items").fetchone()
+        return schema.meta(connection, "space") or "", schema.meta(connection, schema.BUNDLE), count
 
 
 def _copy(source: sqlite3.Connection, target: Path) -> None:

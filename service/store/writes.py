@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.store import keywords, moments, previews, rows
+from service.store import keywords, moments, previews, rows, schema
 from service.store.items import Entry, Item, Metadata
 from service.store.kinds import IndexRequest, Keys
 from service.store.writer import Configure, Drop, Put, Remove, Transaction
@@ -13,8 +13,9 @@ from service.store.writer import Configure, Drop, Put, Remove, Transaction
 
 def ensure_collection(transaction: Transaction, name: str, space: str, dimensions: int) -> int:
     """Return the key of a collection, which is created where it does not exist."""
-    key, created = rows.ensure_collection(transaction.connection, name, space, dimensions)
-    if created:
+    key = rows.collection_key(transaction.connection, name)
+    if key is None:
+        key = schema.create_collection(transaction.connection, name, space, dimensions)
         transaction.changes.append(Configure(key, name, IndexRequest()))
     return key
 
