@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.errors import BadMedia, InputError, UnsupportedMedia
-from service.contract.structure import is_picture, is_sound, picture_format
+from service.contract.structure import is_picture, is_sound, picture_format, sound_format
 
 MISSING = (
     "videos, and sounds like AAC, M4A, 3GP and WebM, are read where PyAV is installed: pip install 'isthmus[video]'"
@@ -52,29 +52,7 @@ def container_of(data: bytes) -> str | None:
 
 def sound_demuxer_of(data: bytes) -> str | None:
     """Return FFmpeg's name of what a file with a sound begins as; None where it is none of those that are read."""
-    if data[:1] == b"\xff" and data[1:2] >= b"\xe0":
-        return "aac" if data[1] & 0xF6 == 0xF0 else "mp3"
-    if data[:3] == b"ID3":
-        tag = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
-        return "aac" if data[tag : tag + 1] == b"\xff" and sound_demuxer_of(data[tag : tag + 2]) == "aac" else "mp3"
-    if data[:4] in (b"RIFF", b"RIFX") and data[8:12] == b"WAVE":
-        return "wav"
-    for start, name in _SOUNDS:
-        if data.startswith(start):
-            return name
-    return container_of(data)
-
-
-_SOUNDS = (
-    (b"#!AMR", "amr"),
-    (b"RF64", "wav"),
-    (b"FORM", "aiff"),
-    (b"fLaC", "flac"),
-    (b"OggS", "ogg"),
-    (b"caff", "caf"),
-    (b".snd", "au"),
-    (b"riff\x2e\x91\xcf\x11", "w64"),
-)
+    return sound_format(data) or container_of(data)
 
 
 _OTHERS = (

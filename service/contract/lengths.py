@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from service.contract.errors import BadMedia
-from service.contract.structure import MAX_PARTS
+from service.contract.structure import MAX_PARTS, after_id3
 
 Order = Literal["little", "big"]
 _ORDERS: dict[bytes, Order] = {b"RIFF": "little", b"RIFX": "big"}
@@ -205,9 +205,7 @@ def _mpeg_ends_early(data: bytes) -> bool:
 def _mpeg_stated_bytes(data: bytes) -> tuple[int, int]:
     """Return where the frames of an MP3 begin, and how many bytes the first states that they have: 0 where it states
     none."""
-    start = 0
-    if data[:3] == b"ID3":
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
+    start = after_id3(data)
     frame = data[start : start + _MOST_MPEG_FRAME]
     place = max(frame.find(b"Xing"), frame.find(b"Info"))
     if frame[:1] != b"\xff" or place < 0 or len(frame) < place + 16:

@@ -6,8 +6,8 @@ pixels (each costs a step of Python), and the work that a JPEG of many scans, or
 passes may still be corrupt.
 """
 
+import re
 import struct
-from collections.abc import Mapping, Sequence
 
 from PIL.JpegImagePlugin import MARKER
 
@@ -38,13 +38,14 @@ _UNKNOWN_JPEG = "the JPEG is lossless, or has 12 bits a sample: that is not read
 TOO_MANY = "the image is cut into too many parts"
 
 
-_SOUNDS = (b"fLaC", b"OggS", b"ID3", b"caff", b".snd", b"dns.", b"riff\x2e\x91\xcf\x11", b"#!AMR")
-_INSIDE: Mapping[bytes, Sequence[bytes]] = {
-    b"RIFF": (b"WAVE",),
-    b"RIFX": (b"WAVE",),
-    b"RF64": (b"WAVE",),
-    b"FORM": (b"AIFF", b"AIFC"),
-}
+_SOUND = re.compile(
+    rb"(?P<wav>(?:RIFF|RIFX|RF64)....WAVE)|(?P<aiff>FORM....AIF[FC])|(?P<w64>riff\x2e\x91\xcf\x11)|(?P<flac>fLaC)"
+    rb"|(?P<ogg>OggS(?!.{0,245}\x80theora))|(?P<caf>caff)|(?P<au>\.snd)|(?P<au_swapped>dns\.)|(?P<amr>#!AMR)"
+    rb"|(?P<aac>\xff[\xf0\xf1\xf8\xf9])|(?P<mp3>\xff[\xe0-\xfd\xff])",
+    re.DOTALL,
+)
+"""Beginnings of sounds, by FFmpeg's names; it has none of AU in the other order of bytes. An Ogg with Theora is a film,
+and 0xFFFE begins UTF-16."""
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 """Lengths that the second header of a BMP has: two letters alone would take any text that begins with them."""
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -81,11 +82,24 @@ def is_picture(data: bytes) -> bool:
     return picture_format(data) is not None
 
 
+def sound_format(data: bytes) -> str | None:
+    """Return FFmpeg's name of the sound that a file begins as; None for other files."""
+    if start := after_id3(data):
+        return "aac" if sound_format(data[start : start + 2]) == "aac" else "mp3"
+    match = _SOUND.match(data)
+    return None if match is None else match.lastgroup
+
+
+def after_id3(data: bytes) -> int:
+    """Return where the frames of an MP3 or AAC begin that has a tag before them; 0 where it has none."""
+    if not data.startswith(b"ID3"):
+        return 0
+    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
+
+
 def is_sound(data: bytes) -> bool:
-    """Return whether a file begins as a WAV, AIFF, FLAC, Ogg, MP3, AAC, AMR, CAF, AU or W64 does."""
-    is_mpeg = data[:1] == b"\xff" and data[1:2] >= b"\xe0" and data[1:2] != b"\xfe"  # which begins UTF-16
-    is_film = data[:4] == b"OggS" and b"\x80theora" in data[:256]
-    return (data.startswith(_SOUNDS) and not is_film) or data[8:12] in _INSIDE.get(data[:4], ()) or is_mpeg
+    """Return whether a file begins as a sound that is read does."""
+    return sound_format(data) is not None
 
 
 def check_structure(data: bytes, max_pixels: int) -> None:
