@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 from service.errors import InvalidRequest, NotFound, NotReady, Overloaded
+from service.store.schema import now
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class Ledger:
             connection.execute(
                 "INSERT INTO jobs (id, state, form, collection, idempotency_key, fingerprint, meter, created) "
                 "VALUES (?, 'queued', ?, ?, ?, ?, ?, ?)",
-                (id, form, collection, key, fingerprint, meter, _now()),
+                (id, form, collection, key, fingerprint, meter, now()),
             )
         return self.job(id), True
 
@@ -214,7 +215,7 @@ class Ledger:
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'running', total = ?, started = ? WHERE number = ? AND state = 'queued'",
-                (total, _now(), job.number),
+                (total, now(), job.number),
             )
         return self.job(job.id)
 
@@ -222,7 +223,7 @@ class Ledger:
         with self._transaction(durable=True) as connection:
             connection.execute(
                 "UPDATE jobs SET state = ?, ended = ?, code = ?, detail = ? WHERE number = ? AND state IN (?, ?)",
-                (state, _now(), code, detail, job.number, *UNFINISHED),
+                (state, now(), code, detail, job.number, *UNFINISHED),
             )
             connection.execute("DELETE FROM attempts WHERE job = ?", (job.number,))
 
@@ -292,10 +293,6 @@ class Ledger:
             (job.number, after, limit),
         ).fetchall()
         return [Refusal(*row) for row in rows]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 P = ParamSpec("P")
