@@ -517,6 +517,7 @@ def _boxed(heard: Array, cover: bytes) -> Iterator[Sample]:
     yield right("browser.webm", muxed(heard, "webm", "libopus"), 0.97)
     yield right("sound_only.mkv", muxed(heard, "matroska", "flac"))
     yield right("mpegts.mp4", muxed(heard, "mpegts", "aac"), 0.97)
+    yield right("sound_only.mpg", muxed(heard, "mpeg", "mp2", 48_000), 0.97)
     camcorder = muxed(heard, "mpegts", "ac3", 48_000, {"mpegts_m2ts_mode": "1"})
     yield right("camcorder.mts", camcorder, 0.97)
     checked = (camcorder[place + 4 : place + 192] + bytes(16) for place in range(0, len(camcorder), 192))

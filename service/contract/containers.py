@@ -22,7 +22,7 @@ MISSING = (
 UNKNOWN = (
     "neither an image, a sound nor a video in a format that is read here: images are JPEG, PNG, WEBP, GIF, BMP, TIFF, "
     "AVIF or HEIC; sounds WAV, FLAC, OGG, MP3, AIFF, CAF, AU, AAC, AMR, M4A or WEBM; videos MP4, MOV, MKV, WEBM, AVI, "
-    "MPEG-TS or FLV; an array, where the model takes some, is a .npy file"
+    "MPEG, MPEG-TS or FLV; an array, where the model takes some, is a .npy file"
 )
 NO_CODEC = "the codec of the video or sound is not one that is read here"
 CORRUPT = "the video or sound is truncated or corrupt"
@@ -43,6 +43,8 @@ def container_of(data: bytes) -> str | None:
         return "avi"
     if data[:4] == b"FLV\x01":
         return "flv"
+    if data[:4] == b"\0\0\1\xba":
+        return "mpeg"
     if data[:4] == b"OggS" and b"\x80theora" in data[:256]:
         return "ogg"
     if any(data[first : first + 2 * size + 1 : size] == b"GGG" for first, size in _TRANSPORT):
@@ -77,7 +79,6 @@ _OTHERS = (
     (0, b"gimp xcf", "a picture of GIMP"),
     (0, b"%!PS", "PostScript"),
     (0, b"\x30\x26\xb2\x75", "Windows Media (WMA, WMV)"),
-    (0, b"\0\0\1\xba", "an MPEG programme stream (MPG, VOB)"),
     (0, b"\0\0\1\xb3", "a bare MPEG video"),
     (0, b"\0\0\0\1", "a bare stream of H.264 or HEVC without a container"),
     (0, b"MThd", "MIDI, which holds notes and no sound"),

@@ -32,7 +32,7 @@ from service.contract.errors import BadMedia, MediaTooLarge, UnsupportedMedia, c
 from service.contract.images import ImagePreprocessing, preprocess_image
 from service.contract.sounds import STRETCH_S, Waveform, stretches
 
-NO_VIDEO = "not a video in a format that is read here (MP4, MOV, MKV, WebM, AVI, MPEG-TS, FLV)"
+NO_VIDEO = "not a video in a format that is read here (MP4, MOV, MKV, WebM, AVI, MPEG, MPEG-TS, FLV)"
 _MOST_PACKETS = 2_000_000
 _THROUGH = 3_000
 """Packets up to which a video is decoded from its beginning to its end."""
@@ -189,8 +189,8 @@ def _frames(source: Any, spec: ImagePreprocessing, extent: _Extent, limits: Vide
     count = _frame_count(extent, limits)
     length = extent.seconds / count
     middles = [extent.start + (number + 0.5) * length for number in range(count)]
-    # MPEG-TS has no index to seek by; and a short video is sooner gone through than sought in.
-    through = extent.packets <= _THROUGH or source.format.name == "mpegts"
+    # MPEG and MPEG-TS have no index to seek by; and a short video is sooner gone through than sought in.
+    through = extent.packets <= _THROUGH or source.format.name in ("mpegts", "mpeg")
     yielded = False
     for number, frame in enumerate(_gone_through(source, middles) if through else _sought(source, middles)):
         _check_size(frame.width, frame.height, limits)

@@ -97,6 +97,7 @@ class TestReading:
             ("webm", "libvpx-vp9", "yuv420p"),
             ("avi", "mjpeg", "yuvj420p"),
             ("mpegts", "libx264", "yuv420p"),
+            ("vob", "mpeg2video", "yuv420p"),
             ("flv", "flv", "yuv420p"),
             ("matroska", "ffv1", "yuv444p"),
         ],
