@@ -28,7 +28,7 @@ _IMAGE = re.compile(
 its name is that of an image: the service reads all of it, and then its error says what the file is not."""
 _SOUND = re.compile(rb"RIFF....WAVE|RF64|fLaC|OggS|ID3|\xff[\xe0-\xff]|FORM", re.DOTALL)
 _CONTAINER = re.compile(
-    rb"....(?:ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\0\0\1\xba"
+    rb"....(?:ftyp|moov|mdat|wide|free|skip|pnot|uuid|styp)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x00\x00\x01\xba"
     rb"|OggS.{0,250}\x80theora|\x47.{187}\x47.{187}\x47|.{4}\x47.{191}\x47.{191}\x47|\x47.{203}\x47.{203}\x47",
     re.DOTALL,
 )
