@@ -35,7 +35,8 @@ from service.store import (
     VectorSearch,
     parse,
 )
-from service.store.milvus import MilvusStore, filters, labels, layout
+from service.store.milvus import MilvusStore, filters, layout
+from service.store.milvus.labels import LabelSets
 from tests.conftest import DEADLINE_S
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, milvus
@@ -87,9 +88,11 @@ class ManyLabelSets:
 
 
 def test_a_page_of_label_sets_needs_memory_for_that_page_only() -> None:
+    store = LabelSets()
+    store._tables = cast(Any, ManyLabelSets())
     tracemalloc.start()
     try:
-        page = asyncio.run(labels.listed(cast(Any, ManyLabelSets()), "", 3))
+        page = asyncio.run(store.label_sets("", 3))
         assert tracemalloc.get_traced_memory()[1] < 8_000_000
     finally:
         tracemalloc.stop()

@@ -25,10 +25,10 @@ from service.store.filters import Filter, Is, passes
 from service.store.interface import Hit, Part, Store, VectorSearch
 from service.store.items import Collection, Entry, Item, Metadata, Moment
 from service.store.kinds import Effort, IndexRequest, Kind
-from service.store.labels import LabelSet, ListedLabelSet
-from service.store.milvus import labels, layout, opening
+from service.store.milvus import layout, opening
 from service.store.milvus.connection import Connection, NoCollection, NotLoaded
 from service.store.milvus.filters import translate
+from service.store.milvus.labels import LabelSets
 from service.store.milvus.tables import BATCH, MOST, STRONG, Tables
 from service.store.schema import now
 
@@ -38,7 +38,7 @@ _EF = 128
 _MAP_S = 60
 
 
-class MilvusStore(Store):
+class MilvusStore(LabelSets, Store):
     """Keeps the store in one database of Milvus. Store describes the methods."""
 
     kind = "Milvus"
@@ -398,23 +398,6 @@ class MilvusStore(Store):
         request = IndexRequest.stored(entry["kind"], entry["precision"])
         count = await self._tables.count(name) if counted else 0
         return Collection(name, self._space, self._dimensions, entry["created"], request, count, ())
-
-    # Label sets
-
-    async def put_label_set(self, name: str, definition: Mapping[str, Any], vectors: Mapping[str, Vectors]) -> None:
-        await labels.put(self._tables, name, definition, vectors, self._space, self._dimensions)
-
-    async def label_set(self, name: str) -> LabelSet:
-        return await labels.get(self._tables, name, self._dimensions)
-
-    async def label_sets(self, after: str, limit: int) -> list[ListedLabelSet]:
-        return await labels.listed(self._tables, after, limit)
-
-    async def label_set_version(self, name: str) -> str:
-        return await labels.version(self._tables, name)
-
-    async def delete_label_set(self, name: str) -> None:
-        await labels.delete(self._tables, name)
 
     async def _matching(self, collection: str, filter: Filter) -> list[str]:
         """Return the keys of the items that pass. Milvus nominates where it cannot say; the metadata decide."""
