@@ -2,9 +2,9 @@
 
 Mosaics of 2 × 2 and 3 × 3 Caltech101 test photographs and rows of ESC-50 clips of fold 5 go through a real server that
 keeps previews. The query names the class of one part, and the peak is to lie in that part. `told_apart` is how often
-the towers find the part among the exact parts, with no window to guess: what a map is to be measured against. `--bundle`
-names another space, such as one that was taught these classes. The windows were chosen on other data: Caltech101's
-training photographs and fold 4.
+the towers find the part among the exact parts, with no window to guess: what a map is to be measured against.
+`--bundle` names another space, such as one that was taught these classes. The windows were chosen on other data:
+Caltech101's training photographs and fold 4.
 """
 
 import argparse
