@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypedDict
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.middleware import Middleware
@@ -23,6 +23,7 @@ from service.api.keys import Keyring
 from service.api.middleware import BodyLimit, Context, Disconnects, Heads, Prefix, SecurityHeaders
 from service.api.protocols.protocol import Protocol
 from service.api.protocols.registry import PROTOCOLS, READS, protocol_of
+from service.api.reading import known_parameters
 from service.api.refusals import REFUSALS, refusals_of
 from service.api.routes import (
     classify,
@@ -65,9 +66,8 @@ ROUTERS = (
     media.router,
     jobs.router,
     collections.router,
-    health.router,
-    playground.router,
 )
+OPEN_ROUTERS = (health.router, playground.router)
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,12 @@ def create_app(settings: Settings, parts: Parts | None = None, tracing: Tracing 
         middleware=_middleware(settings, metrics, tracing),
     )
     problems.install(app)
-    routers = [*ROUTERS, *(PROTOCOLS[name].router for name in settings.protocols)]
-    app.router.routes.insert(0, Direct(routers))
-    for router in routers:
+    protocols = [PROTOCOLS[name].router for name in settings.protocols]
+    app.router.routes.insert(0, Direct([*ROUTERS, *OPEN_ROUTERS, *protocols]))
+    for router in ROUTERS:
+        app.include_router(router, dependencies=[Depends(known_parameters)])
+    # Probes, browsers and other services' clients may add parameters of their own.
+    for router in (*OPEN_ROUTERS, *protocols):
         app.include_router(router)
     app.mount("/playground", playground.Files())
     app.openapi = functools.cache(lambda: openapi(app))  # type: ignore[method-assign]

@@ -23,7 +23,8 @@ Arguments = Mapping[str, Callable[[Request], Awaitable[Any]]]
 class Direct(BaseRoute):
     """Serves the routes of which each argument is made of the request alone, and which return a response themselves.
 
-    It stands before the routes themselves, which are still there for every other request, and for the documentation.
+    It stands before the routes themselves, which are still there for every other request, such as one with query
+    parameters, and for the documentation.
     """
 
     def __init__(self, routers: Iterable[APIRouter]) -> None:
@@ -35,7 +36,7 @@ class Direct(BaseRoute):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         direct = self._routes.get((scope.get("method", ""), scope["path"]))
-        if direct is None:
+        if direct is None or scope["query_string"]:
             return Match.NONE, {}
         return Match.FULL, {"route": direct[0], "endpoint": direct[0].endpoint, "path_params": {}}
 

@@ -45,6 +45,16 @@ def append_inputs(body: dict[str, Any], files: list[File]) -> None:
         body["inputs"] = append_files(body.get("inputs", []), files)
 
 
+async def known_parameters(request: Request) -> None:
+    """Refuse query parameters that the route does not take: one that is misspelled, or belongs into the body, would
+    silently be left out, and something else be searched or deleted. Raises RequestValidationError."""
+    parameters = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    if unknown := sorted(set(request.query_params) - parameters):
+        takes = f"this route takes {', '.join(sorted(parameters))}" if parameters else "this route takes none"
+        problem = {"type": "extra_forbidden", "loc": ("query", unknown[0]), "msg": f"unknown query parameter: {takes}"}
+        raise RequestValidationError([problem])
+
+
 def reader(model: type[Model], place: Place | None = None) -> Callable[[Request], Awaitable[Model]]:
     """Return a FastAPI dependency that reads a JSON body, or, where `place` says what files are, a multipart form.
 

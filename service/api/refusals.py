@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.api.keys import Scope
+from service.api.protocols.registry import PROTOCOLS
 
 _NUMBER = {"schema": {"type": "integer"}}
 _STRING = {"schema": {"type": "string"}}
@@ -52,7 +53,8 @@ def refusals_of(
     """Return the statuses of REFUSALS that an operation may answer with. `scope`: what a key for it needs."""
     bodies = operation.get("requestBody", {}).get("content", {})
     fields = {parameter["name"] for parameter in operation.get("parameters", [])}
-    statuses = {422} if fields else set()
+    # Of the other routes, `reading.known_parameters` refuses query parameters.
+    statuses = {422} if fields or {"service", *PROTOCOLS}.isdisjoint(operation["tags"]) else set()
     if bodies:
         statuses |= {400, 413, 415, 422, 504}
         reference = bodies.get("application/json", {}).get("schema", {}).get("$ref", "")

@@ -106,8 +106,11 @@ def test_the_table_of_routes_changes_no_answer(
 
 def test_only_routes_made_of_the_request_alone_are_in_it() -> None:
     table = Direct([router])
-    routes = [(next(iter(route.methods)), route.path) for route in router.routes]
-    inside = {path for verb, path in routes if table.matches({"method": verb, "path": path})[0] is Match.FULL}
+    asked = [
+        (route.path, {"method": next(iter(route.methods)), "path": route.path, "query_string": b""})
+        for route in router.routes
+    ]
+    inside = {path for path, scope in asked if table.matches(scope)[0] is Match.FULL}
     assert inside == {"/length", "/plain"}
 
 
@@ -115,5 +118,5 @@ def test_only_routes_made_of_the_request_alone_are_in_it() -> None:
 def test_the_routes_that_are_asked_most_are_in_it(path: str) -> None:
     table = create_app(Settings()).routes[0]
     assert isinstance(table, Direct)
-    scope = {"method": "POST", "path": path}
+    scope = {"method": "POST", "path": path, "query_string": b""}
     assert table.matches(scope)[0] is Match.FULL and table.matches(scope | {"method": "GET"})[0] is Match.NONE

@@ -81,3 +81,35 @@ def test_openais_routes_speak_openais_language() -> None:
     body = get("/v1/x", errors.Overloaded("busy")).json()
     error = {"message": "busy", "type": "rate_limit_error", "param": None, "code": "overloaded"}
     assert body == {"error": error, "detail": "busy"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("DELETE", "/items/kept?colection=other", "colection: unknown query parameter: this route takes collection"),
+        ("POST", "/search?collection=other", "collection: unknown query parameter: this route takes none"),
+        (
+            "GET",
+            "/items?limit=1&modalities=image",
+            "modalities: unknown query parameter: this route takes col",
+        ),
+        ("GET", "/collections?name=other", "name: unknown query parameter: this route takes none"),
+    ],
+)
+def test_a_parameter_that_is_none_is_refused(method: str, path: str, said: str, client: httpx.Client) -> None:
+    assert client.post("/items", json={"items": [{"id": "kept", "text": "red"}]}).status_code == 200
+    answer = client.request(method, path, json={"query": "red"} if method == "POST" else None)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    [error] = answer.json()["errors"]
+    assert f"{error['loc'][-1]}: {error['msg']}".startswith(said)
+    assert client.get("/items/kept").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/healthz?verbose=1", None), ("/v1/embeddings?api-version=2", {"model": "tiny", "input": "red"})],
+)
+def test_probes_and_clients_of_others_may_add_parameters(
+    path: str, body: dict[str, str] | None, client: httpx.Client
+) -> None:
+    assert (client.get(path) if body is None else client.post(path, json=body)).status_code == 200
