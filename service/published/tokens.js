@@ -14,6 +14,7 @@ const CHINESE = [
 export function tokenizer({ model, normalizer, added_tokens: added, post_processor: template }, maxLength) {
   const vocabulary = new Map(Object.entries(model.vocab));
   const unknown = vocabulary.get(model.unk_token);
+  const names = new Map(Array.from(vocabulary, ([name, id]) => [id, name]));
   const whole = new Map(added.map(({ content, id }) => [content, id]));
   const quoted = [...whole.keys()].sort((a, b) => b.length - a.length).map((each) => each.replace(/[^\w]/g, "\\$&"));
   const special = new RegExp(quoted.length ? `(${quoted.join("|")})` : "(?!)");
@@ -69,24 +70,33 @@ export function tokenizer({ model, normalizer, added_tokens: added, post_process
     return ids;
   }
 
-  return (text) => {
+  function read(text) {
     let ids = [];
-    let known = false;
-    let strange = false;
     for (const part of text.split(special)) {
       if (whole.has(part)) ids.push(whole.get(part));
-      else {
-        for (const word of words(normalised(part))) {
-          const own = pieces(word);
-          known ||= own[0] !== unknown && word.some((character) => SAYS.test(character));
-          strange ||= own[0] === unknown;
-          for (const id of own) ids.push(id);
-        }
-      }
+      else for (const word of words(normalised(part))) ids.push(...pieces(word));
       if (ids.length > room) break;
     }
     const truncated = ids.length > room;
     ids = ids.slice(0, room);
-    return { ids: steps.flatMap((step) => step ?? ids), truncated, known: known || !strange };
+    return { ids, truncated, strange: strangeness(ids) };
+  }
+
+  /** The share of unknown tokens, 0 to 1, as service/contract/tokens.py has it. */
+  function strangeness(ids) {
+    const strange = ids.filter((id) => id === unknown).length;
+    const said = ids.filter((id) => id !== unknown && SAYS.test(names.get(id) ?? "")).length;
+    return strange && (said ? Math.min(strange / (strange + said), 0.9999) : 1);
+  }
+
+  return (text) => {
+    let tokens = read(text);
+    const plain = text.normalize("NFKC"); // full-width letters, and those of mathematics
+    if (tokens.strange && plain !== text) {
+      const others = read(plain);
+      if (others.ids.length && others.strange < tokens.strange) tokens = others;
+    }
+    const { ids, truncated, strange } = tokens;
+    return { ids: steps.flatMap((step) => step ?? ids), truncated, known: strange < 1 };
   };
 }

@@ -4,9 +4,10 @@ import hashlib
 import re
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from service.api.middleware import HEAD
@@ -36,7 +37,15 @@ _NO_ROOT = (
         304: {"description": "It is as it was"},
     },
 )
-async def get_preview(id: ItemId, request: Request, state: StateDep, collection: Name = DEFAULT_COLLECTION) -> Response:
+async def get_preview(
+    id: ItemId,
+    request: Request,
+    state: StateDep,
+    collection: Name = DEFAULT_COLLECTION,
+    replacements: Annotated[
+        int | None, Query(description="Any number: a page that stored another picture asks for it by a new address.")
+    ] = None,
+) -> Response:
     """Return the stored preview of an image (JPEG) or a sound (MP3) where the setting `previews` is on, else 404."""
     preview = await state.store.preview(collection, id)
     headers = _FRESH | {"ETag": f'"{hashlib.sha256(preview.data).hexdigest()[:32]}"'}
