@@ -153,6 +153,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for connection in connections:
             await loop.connect_accepted_socket(protocol, connection)
+        await asyncio.sleep(0)  # what the event loop has accepted itself is a connection now: each is told of the end
 
 
 def bind(host: str, port: int) -> socket.socket:
