@@ -1,6 +1,7 @@
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class Seen:
         self.restarts += 1
 
 
-def make(
+@asynccontextmanager
+async def opened(
     run: Callable[[Any], Any],
     collate: Callable[[Any], Any] = np.array,
     *,
@@ -60,9 +62,27 @@ def make(
     near: int | None = None,
     budget: Budget | None = None,
     **more: Any,
-) -> Batcher:
+) -> AsyncIterator[Batcher]:
+    """A batcher, which is closed in the end."""
     options = {"observer": Seen()} | more
-    return Batcher("test", collate, run, dimensions=DIMENSIONS, budget=budget or Budget(limit, padded, near), **options)
+    budget = budget or Budget(limit, padded, near)
+    batcher = Batcher("test", collate, run, dimensions=DIMENSIONS, budget=budget, **options)
+    try:
+        yield batcher
+    finally:
+        await batcher.close()
+
+
+@asynccontextmanager
+async def occupied(model: Model, *more: Any, **options: Any) -> AsyncIterator[tuple[Batcher, "asyncio.Task[Any]"]]:
+    """A batcher whose model is held with the item 0, and the task of that item."""
+    async with opened(model.run, *more, **options) as batcher:
+        first = submit(batcher, 0)
+        await entered(model)
+        try:
+            yield batcher, first
+        finally:
+            model.released.set()
 
 
 async def entered(model: Model) -> None:
@@ -84,26 +104,22 @@ def submit(batcher: Batcher, item: float, size: int = 1, **how: bool) -> "asynci
 
 @on_a_loop
 async def test_a_lone_item_is_answered_and_timed() -> None:
-    batcher = make(Model().run)
-    answer = await submit(batcher, 3.0, 1)
-    assert answer.vector.tolist() == [6.0, -3.0]
-    assert answer.queue_s >= 0
-    assert answer.model_s >= 0
-    await batcher.close()
+    async with opened(Model().run) as batcher:
+        answer = await submit(batcher, 3.0, 1)
+        assert answer.vector.tolist() == [6.0, -3.0]
+        assert answer.queue_s >= 0
+        assert answer.model_s >= 0
 
 
 @on_a_loop
 async def test_what_waits_while_the_model_runs_shares_the_next_call() -> None:
     model, seen = Model(held=True), Seen()
-    batcher = make(model.run, limit=4, observer=seen)
-    tasks = [submit(batcher, 0)]
-    await entered(model)
-    tasks += [submit(batcher, item) for item in range(1, 7)]
-    model.released.set()
-    answers = await asyncio.gather(*tasks)
-    assert [answer.vector[0] for answer in answers] == [2 * item for item in range(7)]
-    assert seen.batches == [1, 4, 2]
-    await batcher.close()
+    async with occupied(model, limit=4, observer=seen) as (batcher, first):
+        tasks = [first, *[submit(batcher, item) for item in range(1, 7)]]
+        model.released.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer.vector[0] for answer in answers] == [2 * item for item in range(7)]
+        assert seen.batches == [1, 4, 2]
 
 
 @on_a_loop
@@ -119,47 +135,40 @@ async def test_a_full_batch_is_collated_while_the_model_runs() -> None:
             loop.call_soon_threadsafe(twice.set)
         return np.array(items)
 
-    batcher = make(model.run, collate, limit=2)
-    tasks = [submit(batcher, 0)]
-    await entered(model)
-    tasks += [submit(batcher, 1), submit(batcher, 2)]
-    await twice.wait()  # only the first call has begun, and it is held
-    assert collated == [1, 2]
-    model.released.set()
-    await asyncio.gather(*tasks)
-    await batcher.close()
+    async with occupied(model, collate, limit=2) as (batcher, first):
+        tasks = [first, submit(batcher, 1), submit(batcher, 2)]
+        await twice.wait()  # only the first call has begun, and it is held
+        assert collated == [1, 2]
+        model.released.set()
+        await asyncio.gather(*tasks)
 
 
 @on_a_loop
 async def test_only_the_culprit_of_a_failed_batch_fails() -> None:
     model, seen = Model(bad=[2.0], held=True), Seen()
-    batcher = make(model.run, observer=seen)
-    first = submit(batcher, 0)
-    await entered(model)
-    tasks = [submit(batcher, item) for item in (1, 2, 3)]
-    model.released.set()
-    await first
-    one, two, three = await asyncio.gather(*tasks, return_exceptions=True)
-    assert one.vector[0] == 2
-    assert isinstance(two, InferenceFailed)
-    assert three.vector[0] == 6
-    assert "cannot embed that" not in str(two)
-    assert seen.failures == 1
-    assert (await submit(batcher, 5, 1)).vector[0] == 10, "the worker lives on"
-    await batcher.close()
+    async with occupied(model, observer=seen) as (batcher, first):
+        tasks = [submit(batcher, item) for item in (1, 2, 3)]
+        model.released.set()
+        await first
+        one, two, three = await asyncio.gather(*tasks, return_exceptions=True)
+        assert one.vector[0] == 2
+        assert isinstance(two, InferenceFailed)
+        assert three.vector[0] == 6
+        assert "cannot embed that" not in str(two)
+        assert seen.failures == 1
+        assert (await submit(batcher, 5, 1)).vector[0] == 10, "the worker lives on"
 
 
 @on_a_loop
 async def test_a_culprit_that_goes_away_during_the_call_takes_nobody_along() -> None:
     model = Model(bad=[2.0], held=True)
-    batcher = make(model.run)
-    good, bad = await enqueue(batcher, 1), await enqueue(batcher, 2)
-    await entered(model)
-    bad.cancel()
-    model.released.set()
-    assert (await good).vector[0] == 2
-    assert model.calls == [[1, 2], [1]]
-    await batcher.close()
+    async with opened(model.run) as batcher:
+        good, bad = await enqueue(batcher, 1), await enqueue(batcher, 2)
+        await entered(model)
+        bad.cancel()
+        model.released.set()
+        assert (await good).vector[0] == 2
+        assert model.calls == [[1, 2], [1]]
 
 
 @on_a_loop
@@ -171,16 +180,13 @@ async def test_an_item_that_cannot_be_collated_fails_alone() -> None:
             raise ValueError("no")
         return np.array(items)
 
-    batcher = make(model.run, collate, limit=4)
-    first = submit(batcher, 0)
-    await entered(model)
-    tasks = [submit(batcher, item) for item in (1.0, -1.0)]
-    model.released.set()
-    await first
-    good, bad = await asyncio.gather(*tasks, return_exceptions=True)
-    assert good.vector[0] == 2
-    assert isinstance(bad, InferenceFailed)
-    await batcher.close()
+    async with occupied(model, collate, limit=4) as (batcher, first):
+        tasks = [submit(batcher, item) for item in (1.0, -1.0)]
+        model.released.set()
+        await first
+        good, bad = await asyncio.gather(*tasks, return_exceptions=True)
+        assert good.vector[0] == 2
+        assert isinstance(bad, InferenceFailed)
 
 
 @pytest.mark.parametrize(
@@ -195,65 +201,59 @@ async def test_an_item_that_cannot_be_collated_fails_alone() -> None:
 )
 @on_a_loop
 async def test_a_wrong_output_is_a_failure(wrong: Callable[[Any], Any]) -> None:
-    batcher = make(wrong)
-    with pytest.raises(InferenceFailed):
-        await submit(batcher, 1, 1)
-    assert batcher.alive
-    await batcher.close()
+    async with opened(wrong) as batcher:
+        with pytest.raises(InferenceFailed):
+            await submit(batcher, 1, 1)
+        assert batcher.alive
 
 
 @on_a_loop
 async def test_a_cancelled_item_is_dropped_before_the_model_sees_it() -> None:
     model = Model(held=True)
-    batcher = make(model.run, limit=2)
-    first = submit(batcher, 0)
-    await entered(model)
-    gone, ahead, later = submit(batcher, 1), submit(batcher, 2), submit(batcher, 3)
-    await asyncio.sleep(0)  # let them enqueue
-    gone.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await gone
-    model.released.set()
-    await asyncio.gather(first, ahead, later)
-    assert 1.0 not in [item for call in model.calls for item in call]
-    await batcher.close()
+    async with occupied(model, limit=2) as (batcher, first):
+        gone, ahead, later = submit(batcher, 1), submit(batcher, 2), submit(batcher, 3)
+        await asyncio.sleep(0)  # let them enqueue
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        model.released.set()
+        await asyncio.gather(first, ahead, later)
+        assert 1.0 not in [item for call in model.calls for item in call]
 
 
 @on_a_loop
 async def test_enqueue_waits_while_two_full_batches_wait() -> None:
     model = Model(held=True)
-    batcher = make(model.run, limit=2, padded=True)  # 1 × 2, then 2 × 2 in wait, is more than 2 × the limit of 2
-    first = await enqueue(batcher, 0, 1)
-    await entered(model)
-    # With the model held, one full batch goes ahead and one waits; the next has to stay outside.
-    inside = [await enqueue(batcher, item, 2) for item in (1, 2)]
-    outside = [asyncio.create_task(enqueue(batcher, item, 2)) for item in (3, 4, 5, 6)]
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert not outside[-1].done()
-    model.released.set()
-    answers = await asyncio.gather(*[await task for task in outside])
-    assert [answer.vector[0] for answer in answers] == [6, 8, 10, 12]
-    await asyncio.gather(first, *inside)
-    await batcher.close()
+    # 1 × 2, then 2 × 2 in wait, is more than 2 × the limit of 2
+    async with opened(model.run, limit=2, padded=True) as batcher:
+        first = await enqueue(batcher, 0, 1)
+        await entered(model)
+        # With the model held, one full batch goes ahead and one waits; the next has to stay outside.
+        inside = [await enqueue(batcher, item, 2) for item in (1, 2)]
+        outside = [asyncio.create_task(enqueue(batcher, item, 2)) for item in (3, 4, 5, 6)]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not outside[-1].done()
+        model.released.set()
+        answers = await asyncio.gather(*[await task for task in outside])
+        assert [answer.vector[0] for answer in answers] == [6, 8, 10, 12]
+        await asyncio.gather(first, *inside)
 
 
 @on_a_loop
 async def test_close_in_the_middle_of_a_batch_answers_everyone() -> None:
     model = Model(held=True)
-    batcher = make(model.run, limit=2)
-    running = submit(batcher, 0)
-    await entered(model)
-    waiting = [submit(batcher, item) for item in range(1, 12)]
-    await asyncio.sleep(0)
-    closing = asyncio.create_task(batcher.close())
-    await asyncio.sleep(0)
-    model.released.set()
-    await closing
-    assert (await running).vector[0] == 0
-    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert all(isinstance(outcome, NotReady) for outcome in outcomes)
-    assert not batcher.alive
+    async with occupied(model, limit=2) as (batcher, first):
+        waiting = [submit(batcher, item) for item in range(1, 12)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        model.released.set()
+        await closing
+        assert (await first).vector[0] == 0
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(outcome, NotReady) for outcome in outcomes)
+        assert not batcher.alive
 
 
 @on_a_loop
@@ -261,45 +261,33 @@ async def test_an_input_is_not_at_fault_where_the_tower_goes_away_after_a_failed
     def run(items: np.ndarray) -> np.ndarray:
         raise ValueError("one of these is refused") if len(items) > 1 else NotReady("what the tower asks is gone")
 
-    batcher = make(run, limit=3)
-    waiting = [submit(batcher, item, 3) for item in range(3)]
-    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert all(isinstance(outcome, NotReady) for outcome in outcomes), outcomes
-    await batcher.close()
+    async with opened(run, limit=3) as batcher:
+        waiting = [submit(batcher, item, 3) for item in range(3)]
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(outcome, NotReady) for outcome in outcomes), outcomes
 
 
 @on_a_loop
 async def test_submit_after_close_is_refused_at_once() -> None:
-    batcher = make(Model().run)
-    await batcher.close()
-    await batcher.close()
-    with pytest.raises(NotReady):
-        await submit(batcher, 1, 1)
-    with pytest.raises(NotReady):
-        await submit(batcher, 1, 1, first=True)
+    async with opened(Model().run) as batcher:
+        await batcher.close()
+        for first in (False, True):
+            with pytest.raises(NotReady):
+                await submit(batcher, 1, first=first)
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["texts", "sounds"])
 @on_a_loop
 async def test_inputs_are_taken_by_likeness_of_length(padded: bool) -> None:
     model = Model(held=True)
-    batcher = make(model.run, limit=600, padded=padded, near=16)
-    tasks = [submit(batcher, 0)]
-    await entered(model)
-    sizes = [10, 200, 12, 180, 16]
-    tasks += [submit(batcher, size, size) for size in sizes]
-    model.released.set()
-    await asyncio.gather(*tasks)
-    assert [sorted(call) for call in model.calls[1:]] == [[10, 12, 16], [180, 200]]
-    await batcher.close()
-
-
-@on_a_loop
-async def test_an_item_larger_than_the_budget_is_a_call_of_its_own() -> None:
-    model = Model()
-    batcher = make(model.run, limit=2)
-    assert (await submit(batcher, 1, 50)).vector[0] == 2
-    await batcher.close()
+    async with opened(model.run, limit=600, padded=padded, near=16) as batcher:
+        tasks = [submit(batcher, 0)]
+        await entered(model)
+        sizes = [10, 200, 12, 180, 16]
+        tasks += [submit(batcher, size, size) for size in sizes]
+        model.released.set()
+        await asyncio.gather(*tasks)
+        assert [sorted(call) for call in model.calls[1:]] == [[10, 12, 16], [180, 200]]
 
 
 @given(
@@ -316,25 +304,24 @@ async def test_every_item_gets_its_own_answer_in_any_order_of_arrival(
     sizes: list[int], limit: int, padded: bool, near: int | None, bad: set[int], pauses: list[bool]
 ) -> None:
     model = Model(bad=[float(each) for each in bad])
-    batcher = make(model.run, limit=limit, padded=padded, near=near)
-    tasks = []
-    for item, size in enumerate(sizes):
-        tasks.append(submit(batcher, item, size))
-        if pauses[item]:
-            await asyncio.sleep(0)
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    for item, outcome in enumerate(outcomes):
-        if item in bad:
-            assert isinstance(outcome, InferenceFailed)
-        else:
-            assert outcome.vector.tolist() == [2 * item, -item]
-    by_item = dict(enumerate(sizes))
-    for call in model.calls:
-        held = [by_item[int(item)] for item in call]
-        cost = len(held) * max(held) if padded else sum(held)
-        assert cost <= limit or len(held) == 1
-        assert near is None or max(held) <= max(2 * min(held), near)
-    await batcher.close()
+    async with opened(model.run, limit=limit, padded=padded, near=near) as batcher:
+        tasks = []
+        for item, size in enumerate(sizes):
+            tasks.append(submit(batcher, item, size))
+            if pauses[item]:
+                await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for item, outcome in enumerate(outcomes):
+            if item in bad:
+                assert isinstance(outcome, InferenceFailed)
+            else:
+                assert outcome.vector.tolist() == [2 * item, -item]
+        by_item = dict(enumerate(sizes))
+        for call in model.calls:
+            held = [by_item[int(item)] for item in call]
+            cost = len(held) * max(held) if padded else sum(held)
+            assert cost <= limit or len(held) == 1
+            assert near is None or max(held) <= max(2 * min(held), near)
 
 
 @on_a_loop
@@ -351,13 +338,12 @@ async def test_lanes_run_side_by_side_and_share_what_waits() -> None:
         collated.append(list(items))
         return np.array(items)
 
-    batcher = make(call, collate, limit=8, lanes=2)
-    futures = [await enqueue(batcher, float(item), 1) for item in range(5)]
-    model.released.set()
-    answers = await asyncio.gather(*futures)
-    assert [answer.vector[0] for answer in answers] == [0, 2, 4, 6, 8]
-    assert sorted(map(len, collated)) == [2, 3], "half each, though one call could have held all"
-    await batcher.close()
+    async with opened(call, collate, limit=8, lanes=2) as batcher:
+        futures = [await enqueue(batcher, float(item), 1) for item in range(5)]
+        model.released.set()
+        answers = await asyncio.gather(*futures)
+        assert [answer.vector[0] for answer in answers] == [0, 2, 4, 6, 8]
+        assert sorted(map(len, collated)) == [2, 3], "half each, though one call could have held all"
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(0, 64))
@@ -371,77 +357,64 @@ async def test_no_call_computes_more_padding_than_the_slack(sizes: list[int], sl
         return np.stack([items, items], axis=1).astype(np.float32)
 
     budget = Budget(512, padded=True, slack=slack, waiting=10**6)
-    batcher = make(call, budget=budget)
-    futures = [await enqueue(batcher, float(size), size) for size in sizes]
-    answers = await asyncio.gather(*futures)
-    assert [answer.vector[0] for answer in answers] == sizes
-    await batcher.close()
-
+    async with opened(call, budget=budget) as batcher:
+        futures = [await enqueue(batcher, float(size), size) for size in sizes]
+        answers = await asyncio.gather(*futures)
+        assert [answer.vector[0] for answer in answers] == sizes
     for batch in calls:
         assert len(batch) * max(batch) - sum(batch) <= slack
         assert len(batch) * max(batch) <= 512
     assert len(calls) <= len(sizes)
 
 
-def task_named(name: str) -> "asyncio.Task[Any]":
+async def kill(name: str) -> None:
+    """Cancel the batcher's task of that name, and let it be replaced."""
     (task,) = (task for task in asyncio.all_tasks() if task.get_name() == name)
-    return task
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("which", ["test-running", "test-collating"])
 @on_a_loop
 async def test_a_task_that_is_killed_is_replaced_and_loses_nothing(which: str) -> None:
     model, seen = Model(held=True), Seen()
-    batcher = make(model.run, limit=2, observer=seen)
-    tasks = [submit(batcher, 0)]
-    await entered(model)
-    tasks += [submit(batcher, item) for item in range(1, 8)]
-    await asyncio.sleep(0)
-    killed = task_named(which)
-    killed.cancel()
-    await asyncio.wait([killed])
-    await asyncio.sleep(0)
-    assert batcher.alive, "it was replaced at once"
-    model.released.set()
-    answers = await asyncio.gather(*tasks)
-    assert [answer.vector[0] for answer in answers] == [2 * item for item in range(8)]
-    assert seen.restarts == 1
-    await batcher.close()
+    async with occupied(model, limit=2, observer=seen) as (batcher, first):
+        tasks = [first, *[submit(batcher, item) for item in range(1, 8)]]
+        await asyncio.sleep(0)
+        await kill(which)
+        assert batcher.alive, "it was replaced at once"
+        model.released.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer.vector[0] for answer in answers] == [2 * item for item in range(8)]
+        assert seen.restarts == 1
 
 
 @on_a_loop
 async def test_a_batch_that_kills_its_worker_twice_is_answered() -> None:
     model, seen = Model(held=True), Seen()
-    batcher = make(model.run, observer=seen)
-    item = submit(batcher, 1)
-    for _ in range(2):
-        await entered(model)
-        killed = task_named("test-running")
-        killed.cancel()
-        await asyncio.wait([killed])
-        await asyncio.sleep(0)
-    with pytest.raises(InferenceFailed):
-        await item
-    model.released.set()
-    assert (await submit(batcher, 2, 1)).vector[0] == 4
-    assert seen.restarts == 2
-    await batcher.close()
+    async with opened(model.run, observer=seen) as batcher:
+        item = submit(batcher, 1)
+        for _ in range(2):
+            await entered(model)
+            await kill("test-running")
+        with pytest.raises(InferenceFailed):
+            await item
+        model.released.set()
+        assert (await submit(batcher, 2, 1)).vector[0] == 4
+        assert seen.restarts == 2
 
 
 @on_a_loop
 async def test_a_worker_that_dies_again_and_again_is_dead_for_a_while_and_comes_back() -> None:
-    batcher = make(Model().run)
-    deaths = 0
-    while batcher.alive:  # the first restarts come at once, the later ones after a pause
-        killed = task_named("test-running")
-        killed.cancel()
-        await asyncio.wait([killed])
-        await asyncio.sleep(0)
-        deaths += 1
-    assert deaths == 2
-    assert (await submit(batcher, 1, 1)).vector[0] == 2
-    assert batcher.alive
-    await batcher.close()
+    async with opened(Model().run) as batcher:
+        deaths = 0
+        while batcher.alive:  # the first restarts come at once, the later ones after a pause
+            await kill("test-running")
+            deaths += 1
+        assert deaths == 2
+        assert (await submit(batcher, 1)).vector[0] == 2
+        assert batcher.alive
 
 
 @pytest.mark.parametrize("thread", ["model", "collate"])
@@ -461,36 +434,30 @@ async def test_a_thread_that_dies_costs_only_the_input_that_killed_it(
         return np.array(items)
 
     model, seen = Deadly(held=True), Seen()
-    batcher = make(model.run, collate, limit=3, observer=seen)
-    tasks = [submit(batcher, 0)]
-    await entered(model)
-    tasks += [submit(batcher, item) for item in (1, 2, 3)]
-    await asyncio.sleep(0)
-    model.released.set()
-    zero, one, two, three = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [answer.vector[0] for answer in (zero, one, three)] == [0, 2, 6]
-    assert isinstance(two, InferenceFailed)
-    assert seen.restarts >= 2, "with the others, and alone"
-    assert batcher.alive
-    await batcher.close()
+    async with occupied(model, collate, limit=3, observer=seen) as (batcher, first):
+        tasks = [first, *[submit(batcher, item) for item in (1, 2, 3)]]
+        await asyncio.sleep(0)
+        model.released.set()
+        zero, one, two, three = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [answer.vector[0] for answer in (zero, one, three)] == [0, 2, 6]
+        assert isinstance(two, InferenceFailed)
+        assert seen.restarts >= 2, "with the others, and alone"
+        assert batcher.alive
 
 
 @on_a_loop
 async def test_the_head_of_the_queue_is_open_to_a_canary() -> None:
     model = Model(held=True)
-    batcher = make(model.run, limit=1)
-    tasks = [submit(batcher, 0)]
-    await entered(model)
-    tasks += [submit(batcher, item) for item in (1, 2, 3)]
-    for _ in range(10):
+    async with occupied(model, limit=1) as (batcher, first):
+        tasks = [first, *[submit(batcher, item) for item in (1, 2, 3)]]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        canary = submit(batcher, 9, 1, first=True)
         await asyncio.sleep(0)
-    canary = submit(batcher, 9, 1, first=True)
-    await asyncio.sleep(0)
-    model.released.set()
-    await asyncio.gather(canary, *tasks)
-    assert model.calls.index([9.0]) <= 2, "after what ran and what was collated ahead"
-    assert batcher.pace > 0
-    await batcher.close()
+        model.released.set()
+        await asyncio.gather(canary, *tasks)
+        assert model.calls.index([9.0]) <= 2, "after what ran and what was collated ahead"
+        assert batcher.pace > 0
 
 
 def in_background(batcher: Batcher, item: float, size: int = 1) -> "asyncio.Task[Any]":
@@ -506,49 +473,44 @@ async def settled() -> None:
 @on_a_loop
 async def test_what_is_in_the_background_runs_when_nothing_else_waits() -> None:
     model = Model(held=True)
-    batcher = make(model.run, limit=4)
-    first = submit(batcher, 0)
-    await entered(model)
-    later = [in_background(batcher, item) for item in (10, 11, 12)]
-    await settled()
-    sooner = [submit(batcher, item) for item in (1, 2, 3)]
-    await settled()
-    model.released.set()
-    answers = await asyncio.gather(first, *sooner, *later)
-    assert [answer.vector[0] for answer in answers] == [0, 2, 4, 6, 20, 22, 24]
-    # A request's items are not mixed with a job's, which are few at a time while requests come.
-    assert model.calls == [[0], [1, 2, 3], [10], [11], [12]]
-    await batcher.close()
+    async with occupied(model, limit=4) as (batcher, first):
+        later = [in_background(batcher, item) for item in (10, 11, 12)]
+        await settled()
+        sooner = [submit(batcher, item) for item in (1, 2, 3)]
+        await settled()
+        model.released.set()
+        answers = await asyncio.gather(first, *sooner, *later)
+        assert [answer.vector[0] for answer in answers] == [0, 2, 4, 6, 20, 22, 24]
+        # A request's items are not mixed with a job's, which are few at a time while requests come.
+        assert model.calls == [[0], [1, 2, 3], [10], [11], [12]]
 
 
 @on_a_loop
 async def test_alone_a_job_has_whole_calls_on_every_lane() -> None:
     model = Model(held=True)
-    batcher = make(model.run, limit=4, lanes=2)
-    tasks = [in_background(batcher, item) for item in range(8)]
-    await settled()
-    assert batcher._busy == 2  # type: ignore[attr-defined]
-    model.released.set()
-    await asyncio.gather(*tasks)
-    assert sorted(map(len, model.calls)) == [4, 4]
-    await batcher.close()
+    async with opened(model.run, limit=4, lanes=2) as batcher:
+        tasks = [in_background(batcher, item) for item in range(8)]
+        await settled()
+        assert batcher._busy == 2  # type: ignore[attr-defined]
+        model.released.set()
+        await asyncio.gather(*tasks)
+        assert sorted(map(len, model.calls)) == [4, 4]
 
 
 @on_a_loop
 async def test_while_requests_come_a_lane_is_left_to_them() -> None:
     model = Model()
-    batcher = make(model.run, limit=4, lanes=2)
-    await submit(batcher, 0)
-    model.released.clear()
-    later = [in_background(batcher, item) for item in range(10, 16)]
-    await settled()
-    assert batcher._busy == 1, "one lane of two"  # type: ignore[attr-defined]
-    model.entered.clear()
-    sooner = submit(batcher, 1)
-    await entered(model)  # it is in the model at once, whatever waits
-    model.released.set()
-    await asyncio.gather(sooner, *later)
-    await batcher.close()
+    async with opened(model.run, limit=4, lanes=2) as batcher:
+        await submit(batcher, 0)
+        model.released.clear()
+        later = [in_background(batcher, item) for item in range(10, 16)]
+        await settled()
+        assert batcher._busy == 1, "one lane of two"  # type: ignore[attr-defined]
+        model.entered.clear()
+        sooner = submit(batcher, 1)
+        await entered(model)  # it is in the model at once, whatever waits
+        model.released.set()
+        await asyncio.gather(sooner, *later)
 
 
 @on_a_loop
@@ -556,47 +518,39 @@ async def test_a_busy_server_s_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("service.engine.batcher._PATIENCE_S", 0.0)
 
     model = Model(held=True)
-    batcher = make(model.run, limit=2)
-    first = submit(batcher, 0)
-    await entered(model)
-    waiting = [submit(batcher, item) for item in range(1, 9)]
-    later = in_background(batcher, 10)
-    await settled()
-    model.released.set()
-    await asyncio.gather(first, *waiting, later)
-    assert model.calls.index([10.0]) < len(model.calls) - 1, "before the last of the requests"
-    await batcher.close()
+    async with occupied(model, limit=2) as (batcher, first):
+        waiting = [submit(batcher, item) for item in range(1, 9)]
+        later = in_background(batcher, 10)
+        await settled()
+        model.released.set()
+        await asyncio.gather(first, *waiting, later)
+        assert model.calls.index([10.0]) < len(model.calls) - 1, "before the last of the requests"
 
 
 @on_a_loop
 async def test_what_waits_in_the_background_keeps_no_request_out_of_the_queue() -> None:
     model = Model(held=True)
-    batcher = make(model.run, limit=1)
-    first = submit(batcher, 0)
-    await entered(model)
-    later = [in_background(batcher, item) for item in range(10, 20)]
-    await settled()
-    answer = await enqueue(batcher, 1, 1)  # does not wait for room, although two calls' worth wait already
-    model.released.set()
-    assert (await answer).vector[0] == 2
-    await asyncio.gather(first, *later)
-    await batcher.close()
+    async with occupied(model, limit=1) as (batcher, first):
+        later = [in_background(batcher, item) for item in range(10, 20)]
+        await settled()
+        answer = await enqueue(batcher, 1, 1)  # does not wait for room, although two calls' worth wait already
+        model.released.set()
+        assert (await answer).vector[0] == 2
+        await asyncio.gather(first, *later)
 
 
 @on_a_loop
 async def test_an_item_in_the_background_is_withdrawn_and_answered_at_the_end() -> None:
     model = Model(held=True)
-    batcher = make(model.run, limit=1)
-    first = submit(batcher, 0)
-    await entered(model)
-    gone, left = await enqueue(batcher, 10, 1, background=True), await enqueue(batcher, 11, 1, background=True)
-    gone.cancel()
-    await settled()
-    closing = asyncio.create_task(batcher.close())
-    await settled()
-    model.released.set()
-    await closing
-    with pytest.raises(NotReady):
-        await left
-    assert (await first).vector[0] == 0
-    assert model.calls == [[0]]
+    async with occupied(model, limit=1) as (batcher, first):
+        gone, left = await enqueue(batcher, 10, 1, background=True), await enqueue(batcher, 11, 1, background=True)
+        gone.cancel()
+        await settled()
+        closing = asyncio.create_task(batcher.close())
+        await settled()
+        model.released.set()
+        await closing
+        with pytest.raises(NotReady):
+            await left
+        assert (await first).vector[0] == 0
+        assert model.calls == [[0]]
