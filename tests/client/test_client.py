@@ -48,7 +48,7 @@ from service.schemas.items import CollectionRequest
 from service.schemas.search import ScriptRequest, SearchRequest
 from service.settings import Settings
 from tests import tiny_bundle
-from tests.conftest import serving
+from tests.conftest import on_a_loop, serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,38 +257,36 @@ def test_files_are_sent_as_they_are(media: Path) -> None:
     assert plain.headers["content-type"] == "application/json"
 
 
-def test_the_asynchronous_client_does_the_same(client: httpx2.Client, media: Path) -> None:
-    async def talk() -> None:
-        async with AsyncIsthmus(str(client.base_url), batching=Batching(inputs=2, concurrency=2)) as space:
-            items = [NewItem(name, media / name, {"name": name}) for name in ("red.png", "broken.png", "tone.wav")]
-            stored_now = [each async for each in space.upsert_many(items)]
-            assert [bool(each.error) for each in stored_now] == [False, True, False]
-            await space.upsert([NewItem("t", "blue")])
-            assert (await space.search("red", modalities=["image"]))[0].id == "red.png"
-            assert (await space.search_many(["tone"], top_k=1, modalities=["audio"]))[0][0].id == "tone.wav"
-            texts = ["red", media / "gone.png", "blue"]
-            assert [bool(each.error) async for each in space.embed_many(texts)] == [False, True, False]
-            assert len(await space.embed(["red"])) == 1
-            [said] = await space.classify([audio(media / "tone.wav")], labels=["tone", "red"])
-            assert said.labels[0].label == "tone"
-            assert (await space.score([("red", "red")]))[0] == pytest.approx(1, abs=1e-5)
-            assert {each.id async for each in space.items(limit=1)} == {"red.png", "tone.wav", "t"}
-            assert (await space.item("t")).modality == "text"
-            assert await space.move({"t": "u"}) == 1
-            assert await space.delete(["u"]) == 1
-            await space.put_collection("c")
-            assert (await space.collection("c")).count == 0
-            assert len(await space.collections()) == 2
-            await space.drop_collection("c")
-            await space.put_label_set("l", ["red"])
-            assert (await space.label_set("l")).labels == ["red"]
-            await space.delete_label_set("l")
-            assert (await space.models())[0].name == "tiny"
-            assert (await space.ready()).ready and await space.keeps_previews()
-            with pytest.raises(NotFound):
-                await space.item("nobody")
-
-    asyncio.run(talk())
+@on_a_loop
+async def test_the_asynchronous_client_does_the_same(client: httpx2.Client, media: Path) -> None:
+    async with AsyncIsthmus(str(client.base_url), batching=Batching(inputs=2, concurrency=2)) as space:
+        items = [NewItem(name, media / name, {"name": name}) for name in ("red.png", "broken.png", "tone.wav")]
+        stored_now = [each async for each in space.upsert_many(items)]
+        assert [bool(each.error) for each in stored_now] == [False, True, False]
+        await space.upsert([NewItem("t", "blue")])
+        assert (await space.search("red", modalities=["image"]))[0].id == "red.png"
+        assert (await space.search_many(["tone"], top_k=1, modalities=["audio"]))[0][0].id == "tone.wav"
+        texts = ["red", media / "gone.png", "blue"]
+        assert [bool(each.error) async for each in space.embed_many(texts)] == [False, True, False]
+        assert len(await space.embed(["red"])) == 1
+        [said] = await space.classify([audio(media / "tone.wav")], labels=["tone", "red"])
+        assert said.labels[0].label == "tone"
+        assert (await space.score([("red", "red")]))[0] == pytest.approx(1, abs=1e-5)
+        assert {each.id async for each in space.items(limit=1)} == {"red.png", "tone.wav", "t"}
+        assert (await space.item("t")).modality == "text"
+        assert await space.move({"t": "u"}) == 1
+        assert await space.delete(["u"]) == 1
+        await space.put_collection("c")
+        assert (await space.collection("c")).count == 0
+        assert len(await space.collections()) == 2
+        await space.drop_collection("c")
+        await space.put_label_set("l", ["red"])
+        assert (await space.label_set("l")).labels == ["red"]
+        await space.delete_label_set("l")
+        assert (await space.models())[0].name == "tiny"
+        assert (await space.ready()).ready and await space.keeps_previews()
+        with pytest.raises(NotFound):
+            await space.item("nobody")
 
 
 def test_an_abandoned_asynchronous_iteration_leaves_nothing_running(shared_client: httpx2.Client) -> None:

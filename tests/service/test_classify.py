@@ -23,6 +23,7 @@ from service.runtime.quotas import MemoryLimiter, Meter
 from service.schemas.classify import ClassifyRequest, Label, LabelSetRequest, TaughtLabel
 from service.schemas.search import SearchRequest
 from service.store import Entry, SqliteStore
+from tests.conftest import on_a_loop
 from tests.service.fakes import FakeEmbedder, fake_manifest, vector_of
 from tests.service.stores import in_sqlite
 
@@ -112,23 +113,21 @@ def test_equal_labels_keep_the_order_in_which_they_were_given(tmp_path):
     assert [each.label for each in result.labels] == names
 
 
-def test_the_ranking_is_that_of_a_search_over_the_label_vectors(tmp_path):
-    async def run():
-        embedder = FakeEmbedder()
-        store = SqliteStore.open(tmp_path, embedder.manifest)
-        vectors = {
-            label: l2_normalise(sum(vector_of(text.format(label)) for text in ("a photo of a {}", "a picture of {}")))
-            for label in LABELS
-        }
-        await store.upsert([Entry("default", label, "text", {}, vector) for label, vector in vectors.items()])
-        [hits] = await Searcher(embedder, store).search(SearchRequest.model_construct(query=PHOTO, top_k=100))
-        [result] = await Classifier(embedder, store).classify(request([PHOTO], labels=LABELS, top_k=100))
-        await store.close()
-        assert [hit.item.id for hit in hits] == [each.label for each in result.labels]
-        for hit, each in zip(hits, result.labels, strict=True):
-            assert abs(hit.score - each.similarity) < 1e-6
-
-    asyncio.run(run())
+@on_a_loop
+async def test_the_ranking_is_that_of_a_search_over_the_label_vectors(tmp_path):
+    embedder = FakeEmbedder()
+    store = SqliteStore.open(tmp_path, embedder.manifest)
+    vectors = {
+        label: l2_normalise(sum(vector_of(text.format(label)) for text in ("a photo of a {}", "a picture of {}")))
+        for label in LABELS
+    }
+    await store.upsert([Entry("default", label, "text", {}, vector) for label, vector in vectors.items()])
+    [hits] = await Searcher(embedder, store).search(SearchRequest.model_construct(query=PHOTO, top_k=100))
+    [result] = await Classifier(embedder, store).classify(request([PHOTO], labels=LABELS, top_k=100))
+    await store.close()
+    assert [hit.item.id for hit in hits] == [each.label for each in result.labels]
+    for hit, each in zip(hits, result.labels, strict=True):
+        assert abs(hit.score - each.similarity) < 1e-6
 
 
 def test_ten_thousand_labels_go_through_in_pieces_while_others_are_served(tmp_path):

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from service.store import Entry, IndexRequest, KeywordSearch, Moment, Rules, SqliteStore, VectorSearch, parse
+from tests.conftest import on_a_loop
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, sqlite
 
@@ -60,19 +61,17 @@ def test_what_is_replaced_is_found_between_the_commit_and_the_index(tmp_path, ki
     in_store(sqlite, tmp_path, run)
 
 
-def test_an_index_of_codes_scores_what_it_finds_though_it_is_replaced_just_then(tmp_path):
-    async def run():
-        store = SqliteStore.open(tmp_path, fake_manifest(), Rules(trained_from=40, graph_from=20))
-        await store.create_collection("default", IndexRequest("hnsw", "int8"))
-        await store.upsert([Entry("default", f"{n}", "text", {}, vector_of(f"{n}")) for n in range(60)])
-        assert await store.indexed(300)
-        again = [Entry("default", f"{n}", "text", {}, vector_of(f"{n}")) for n in range(30)]
-        async with between_commit_and_index(store, store.upsert(again)):
-            hits = (await store.search(VectorSearch("default", vector_of("3")[None], 60)))[0]
-        await store.close()
-        assert len({hit.item.id for hit in hits}) == 60 and hits[0].item.id == "3"
-
-    asyncio.run(run())
+@on_a_loop
+async def test_an_index_of_codes_scores_what_it_finds_though_it_is_replaced_just_then(tmp_path):
+    store = SqliteStore.open(tmp_path, fake_manifest(), Rules(trained_from=40, graph_from=20))
+    await store.create_collection("default", IndexRequest("hnsw", "int8"))
+    await store.upsert([Entry("default", f"{n}", "text", {}, vector_of(f"{n}")) for n in range(60)])
+    assert await store.indexed(300)
+    again = [Entry("default", f"{n}", "text", {}, vector_of(f"{n}")) for n in range(30)]
+    async with between_commit_and_index(store, store.upsert(again)):
+        hits = (await store.search(VectorSearch("default", vector_of("3")[None], 60)))[0]
+    await store.close()
+    assert len({hit.item.id for hit in hits}) == 60 and hits[0].item.id == "3"
 
 
 def test_a_search_is_never_older_than_what_was_read_before_it(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from service.store import Entry, Rules, SqliteStore, VectorSearch, parse
 from service.store.filters import MAX_NODES, passes
+from tests.conftest import on_a_loop
 from tests.service.fakes import fake_manifest, vector_of
 
 NUMBERS = [0, 1, -0.0, 1.0, 0.1, 0.1 + 0.2, 2**53 - 1, 2**53, 2**53 + 1, 2.0**53, -(2**53) - 1]
@@ -116,7 +117,8 @@ def test_one_item_passes_as_the_grammar_says(raw, held):
 
 @settings(max_examples=50, deadline=None)
 @given(data=st.data(), held=st.lists(metadata, min_size=1, max_size=40), graph=st.booleans())
-def test_a_filtered_search_equals_brute_force(tmp_path_factory, data, held, graph):
+@on_a_loop
+async def test_a_filtered_search_equals_brute_force(tmp_path_factory, data, held, graph):
     """Over vectors that are in a graph and such as are not, over modalities, at any selectivity."""
     raw = data.draw(filters)
     if some := [(name, value) for each in held for name, value in each.items() if not isinstance(value, list | dict)]:
@@ -128,35 +130,31 @@ def test_a_filtered_search_equals_brute_force(tmp_path_factory, data, held, grap
     filter = parse(raw)
     kinds = data.draw(st.lists(st.sampled_from(["text", "image"]), min_size=len(held), max_size=len(held)))
     rules = Rules(flat_up_to=5, graph_from=5, rest_at_least=10**6) if graph else Rules()
-
-    async def run():
-        store = SqliteStore.open(tmp_path_factory.mktemp("store"), fake_manifest(), rules)
-        entries = [
-            Entry("default", f"{number}", kind, each, vector_of(f"{number}"))
-            for number, (each, kind) in enumerate(zip(held, kinds, strict=True))
-        ]
-        half = len(entries) // 2
-        if half:
-            await store.upsert(entries[:half])
-            assert await store.indexed(300)
-        await store.upsert(entries[half:])
-        query = vector_of("query")
-        expected = sorted(
-            (f"{number}" for number, each in enumerate(held) if holds(raw, each)),
-            key=lambda id: -float(query @ vector_of(id)),
-        )
-        for count in (1, 5, 100):
-            hits = (await store.search(VectorSearch("default", query[None], count, filter=filter)))[0]
-            assert [hit.item.id for hit in hits] == expected[:count]
-        images = [id for id in expected if kinds[int(id)] == "image"]
-        hits = (await store.search(VectorSearch("default", query[None], 5, modalities=["image"], filter=filter)))[0]
-        assert [hit.item.id for hit in hits] == images[:5]
-        assert await store.delete_matching("default", filter) == len(expected)
-        left = {item.id for item in (await store.page(None, None, None, 100))[0]}
-        assert left == {entry.id for entry in entries} - set(expected)
-        await store.close()
-
-    asyncio.run(run())
+    store = SqliteStore.open(tmp_path_factory.mktemp("store"), fake_manifest(), rules)
+    entries = [
+        Entry("default", f"{number}", kind, each, vector_of(f"{number}"))
+        for number, (each, kind) in enumerate(zip(held, kinds, strict=True))
+    ]
+    half = len(entries) // 2
+    if half:
+        await store.upsert(entries[:half])
+        assert await store.indexed(300)
+    await store.upsert(entries[half:])
+    query = vector_of("query")
+    expected = sorted(
+        (f"{number}" for number, each in enumerate(held) if holds(raw, each)),
+        key=lambda id: -float(query @ vector_of(id)),
+    )
+    for count in (1, 5, 100):
+        hits = (await store.search(VectorSearch("default", query[None], count, filter=filter)))[0]
+        assert [hit.item.id for hit in hits] == expected[:count]
+    images = [id for id in expected if kinds[int(id)] == "image"]
+    hits = (await store.search(VectorSearch("default", query[None], 5, modalities=["image"], filter=filter)))[0]
+    assert [hit.item.id for hit in hits] == images[:5]
+    assert await store.delete_matching("default", filter) == len(expected)
+    left = {item.id for item in (await store.page(None, None, None, 100))[0]}
+    assert left == {entry.id for entry in entries} - set(expected)
+    await store.close()
 
 
 def test_a_filter_at_any_selectivity_over_a_graph_of_clusters(tmp_path):

@@ -37,7 +37,7 @@ from service.store import (
 )
 from service.store.milvus import MilvusStore, filters, layout
 from service.store.milvus.labels import LabelSets
-from tests.conftest import DEADLINE_S
+from tests.conftest import DEADLINE_S, on_a_loop
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, milvus
 from tests.service.test_filters import filters as raw_filters
@@ -262,36 +262,33 @@ class TestDown:
                 MilvusStore.open(uri, "root:secret", 0.5, fake_manifest())
 
     @pytest.mark.full
-    def test_a_milvus_that_stops_and_comes_back(self, tmp_path: Path, free_port: int) -> None:
+    @on_a_loop
+    async def test_a_milvus_that_stops_and_comes_back(self, tmp_path: Path, free_port: int) -> None:
         """Every waiter is answered while it is silent or gone, and nothing need be restarted when it is back."""
-
-        async def run() -> None:
-            with ExitStack() as stack:
-                server = stack.enter_context(milvus_server(tmp_path, free_port))
-                store = await asyncio.to_thread(
-                    MilvusStore.open, f"http://127.0.0.1:{free_port}", None, 0.5, fake_manifest()
-                )
-                await store.upsert([entry("a")])
-                assert await store.ready()
-                server.send_signal(signal.SIGSTOP)
-                waiting = [store.search(VectorSearch("default", vector_of("a")[None], 1)) for _ in range(40)]
-                outcomes = await asyncio.gather(*waiting, store.upsert([entry("b")]), return_exceptions=True)
-                assert all(isinstance(each, NotReady) for each in outcomes)
-                assert "does not answer" in str(outcomes[0]) and "127.0.0.1" not in str(outcomes[0])
-                assert not await store.ready()
-            for waiting in (store.get("default", "a"), store.upsert([entry("b")]), store.collections()):
-                with pytest.raises(NotReady):
-                    await waiting
-            with milvus_server(tmp_path, free_port):
-                async with asyncio.timeout(DEADLINE_S):
-                    while not await store.ready():
-                        pass
-                assert (await store.get("default", "a")).id == "a"
-                await store.upsert([entry("c")])
-                assert (await store.search(VectorSearch("default", vector_of("c")[None], 1)))[0][0].item.id == "c"
-                await store.close()
-
-        asyncio.run(run())
+        with ExitStack() as stack:
+            server = stack.enter_context(milvus_server(tmp_path, free_port))
+            store = await asyncio.to_thread(
+                MilvusStore.open, f"http://127.0.0.1:{free_port}", None, 0.5, fake_manifest()
+            )
+            await store.upsert([entry("a")])
+            assert await store.ready()
+            server.send_signal(signal.SIGSTOP)
+            waiting = [store.search(VectorSearch("default", vector_of("a")[None], 1)) for _ in range(40)]
+            outcomes = await asyncio.gather(*waiting, store.upsert([entry("b")]), return_exceptions=True)
+            assert all(isinstance(each, NotReady) for each in outcomes)
+            assert "does not answer" in str(outcomes[0]) and "127.0.0.1" not in str(outcomes[0])
+            assert not await store.ready()
+        for waiting in (store.get("default", "a"), store.upsert([entry("b")]), store.collections()):
+            with pytest.raises(NotReady):
+                await waiting
+        with milvus_server(tmp_path, free_port):
+            async with asyncio.timeout(DEADLINE_S):
+                while not await store.ready():
+                    pass
+            assert (await store.get("default", "a")).id == "a"
+            await store.upsert([entry("c")])
+            assert (await store.search(VectorSearch("default", vector_of("c")[None], 1)))[0][0].item.id == "c"
+            await store.close()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.retrieval.projection import Map, Maps, Point, components, label, layout
 from service.runtime.workers import Abandoned, stop_if_abandoned
 from service.store import Item
-from tests.conftest import DEADLINE_S, serving
+from tests.conftest import DEADLINE_S, on_a_loop, serving
 
 
 def clusters(seed=0, count=240, groups=8, dimensions=48, gap=3.0):
@@ -99,27 +99,25 @@ class Held:
         return [Item(collection, "a", "image", {"k": 1}, "", "", vector)], 7
 
 
-def test_a_map_is_made_once_until_something_is_written_whatever_part_of_it_is_asked_for():
-    async def scenario() -> None:
-        store = Held()
-        maps = Maps(store)
-        first, second = await asyncio.gather(maps.map("c", 10), maps.map("c", 20))
-        assert first is second and store.asked == 1 and first.count == 7 and first.keys == ["k"]
-        for limit in range(1, 40):
-            await maps.map("c", limit)
-        assert store.asked == 1
-        store.written += 1
-        assert await maps.map("c", 10) is not first and store.asked == 2
-        for name in "defg":
-            await maps.map(name, 10)
-        await maps.map("c", 10)
-        assert store.asked == 7, "few are remembered"
-        for _ in range(2):
-            with pytest.raises(RuntimeError):
-                await maps.map("broken", 10)
-        assert store.asked == 9, "a failure is not"
-
-    asyncio.run(scenario())
+@on_a_loop
+async def test_a_map_is_made_once_until_something_is_written_whatever_part_of_it_is_asked_for():
+    store = Held()
+    maps = Maps(store)
+    first, second = await asyncio.gather(maps.map("c", 10), maps.map("c", 20))
+    assert first is second and store.asked == 1 and first.count == 7 and first.keys == ["k"]
+    for limit in range(1, 40):
+        await maps.map("c", limit)
+    assert store.asked == 1
+    store.written += 1
+    assert await maps.map("c", 10) is not first and store.asked == 2
+    for name in "defg":
+        await maps.map(name, 10)
+    await maps.map("c", 10)
+    assert store.asked == 7, "few are remembered"
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            await maps.map("broken", 10)
+    assert store.asked == 9, "a failure is not"
 
 
 def test_a_part_of_a_map_is_the_same_each_time_and_lies_where_the_whole_does():
@@ -150,31 +148,29 @@ def slow(monkeypatch):
     ended.set()
 
 
-def test_one_map_is_made_at_a_time_and_given_up_when_nobody_waits_for_it(slow, monkeypatch):
+@on_a_loop
+async def test_one_map_is_made_at_a_time_and_given_up_when_nobody_waits_for_it(slow, monkeypatch):
     begun, ended = slow
-
-    async def scenario() -> None:
-        store = Held()
-        maps = Maps(store)
-        hasty, patient = (asyncio.create_task(maps.map("c", 10)) for _ in range(2))
-        await asyncio.to_thread(begun.wait, DEADLINE_S)
-        for collection, written in (("d", 0), ("c", 1)):
-            store.written = written
-            with pytest.raises(Overloaded) as refused:
-                await maps.map(collection, 10)
-            assert refused.value.retry_after_s >= 1
-        hasty.cancel()
-        await asyncio.sleep(0)
-        assert not ended.is_set() and not patient.done(), "one still waits"
-        patient.cancel()
-        assert await asyncio.to_thread(ended.wait, DEADLINE_S)
-        monkeypatch.undo()
-        assert (await maps.map("c", 10)).count == 7
-
-    asyncio.run(scenario())
+    store = Held()
+    maps = Maps(store)
+    hasty, patient = (asyncio.create_task(maps.map("c", 10)) for _ in range(2))
+    await asyncio.to_thread(begun.wait, DEADLINE_S)
+    for collection, written in (("d", 0), ("c", 1)):
+        store.written = written
+        with pytest.raises(Overloaded) as refused:
+            await maps.map(collection, 10)
+        assert refused.value.retry_after_s >= 1
+    hasty.cancel()
+    await asyncio.sleep(0)
+    assert not ended.is_set() and not patient.done(), "one still waits"
+    patient.cancel()
+    assert await asyncio.to_thread(ended.wait, DEADLINE_S)
+    monkeypatch.undo()
+    assert (await maps.map("c", 10)).count == 7
 
 
-def test_a_map_that_takes_longer_than_a_request_may_is_made_for_who_asks_again(monkeypatch):
+@on_a_loop
+async def test_a_map_that_takes_longer_than_a_request_may_is_made_for_who_asks_again(monkeypatch):
     goes = threading.Event()
 
     def layout(vectors, groups):
@@ -182,33 +178,26 @@ def test_a_map_that_takes_longer_than_a_request_may_is_made_for_who_asks_again(m
         return np.zeros((len(vectors), 2))
 
     monkeypatch.setattr("service.retrieval.projection.layout", layout)
-
-    async def scenario() -> None:
-        store = Held()
-        maps = Maps(store, wait_s=0.01)
-        with pytest.raises(DeadlineExceeded, match="ask for it again"):
-            await maps.map("c", 10)
-        goes.set()
-        assert maps._making is not None
-        await maps._making[1].task
-        assert (await maps.map("c", 10)).count == 7 and store.asked == 1
-
-    asyncio.run(scenario())
+    store = Held()
+    maps = Maps(store, wait_s=0.01)
+    with pytest.raises(DeadlineExceeded, match="ask for it again"):
+        await maps.map("c", 10)
+    goes.set()
+    assert maps._making is not None
+    await maps._making[1].task
+    assert (await maps.map("c", 10)).count == 7 and store.asked == 1
 
 
-def test_who_waits_for_a_map_at_the_end_is_answered(slow):
+@on_a_loop
+async def test_who_waits_for_a_map_at_the_end_is_answered(slow):
     begun, ended = slow
-
-    async def scenario() -> None:
-        maps = Maps(Held())
-        waiting = asyncio.create_task(maps.map("c", 10))
-        await asyncio.to_thread(begun.wait, DEADLINE_S)
-        maps.close()
-        with pytest.raises(NotReady):
-            await waiting
-        assert await asyncio.to_thread(ended.wait, DEADLINE_S)
-
-    asyncio.run(scenario())
+    maps = Maps(Held())
+    waiting = asyncio.create_task(maps.map("c", 10))
+    await asyncio.to_thread(begun.wait, DEADLINE_S)
+    maps.close()
+    with pytest.raises(NotReady):
+        await waiting
+    assert await asyncio.to_thread(ended.wait, DEADLINE_S)
 
 
 def test_the_route(client):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.errors import RateLimited
 from service.runtime.quotas import Costs, Limit, Limiter, MemoryLimiter, Meter, RedisLimiter, Verdict
+from tests.conftest import on_a_loop
 
 ITEMS = Limit.parse("items=10/month")
 PIXELS = Limit.parse("pixels=1000/month")
@@ -88,28 +89,23 @@ def test_more_than_the_whole_amount_is_let_through_once_and_owed(limiter: Limite
     assert verdicts[1].wait_s == pytest.approx(16 * 30 * 86_400 / 10, rel=1e-3)
 
 
-def test_a_bucket_fills_again(limiter: Limiter) -> None:
+@on_a_loop
+async def test_a_bucket_fills_again(limiter: Limiter) -> None:
     limit = Limit("items", 1_000, 1)
-
-    async def run() -> None:
-        assert (await limiter.take("k", [limit], {"items": 1_000})).wait_s == 0
-        deadline = time.monotonic() + 20
-        while (verdict := await limiter.take("k", [limit], {"items": 200})).wait_s:
-            assert verdict.wait_s <= 0.2
-            assert time.monotonic() < deadline
-        await limiter.close()
-
-    asyncio.run(run())
+    assert (await limiter.take("k", [limit], {"items": 1_000})).wait_s == 0
+    deadline = time.monotonic() + 20
+    while (verdict := await limiter.take("k", [limit], {"items": 200})).wait_s:
+        assert verdict.wait_s <= 0.2
+        assert time.monotonic() < deadline
+    await limiter.close()
 
 
-def test_keys_do_not_share(limiter: Limiter) -> None:
-    async def run() -> None:
-        assert (await limiter.take("a", [ITEMS], {"items": 10})).wait_s == 0
-        assert (await limiter.take("a", [ITEMS], {"items": 1})).wait_s > 0
-        assert (await limiter.take("b", [ITEMS], {"items": 10})).wait_s == 0
-        await limiter.close()
-
-    asyncio.run(run())
+@on_a_loop
+async def test_keys_do_not_share(limiter: Limiter) -> None:
+    assert (await limiter.take("a", [ITEMS], {"items": 10})).wait_s == 0
+    assert (await limiter.take("a", [ITEMS], {"items": 1})).wait_s > 0
+    assert (await limiter.take("b", [ITEMS], {"items": 10})).wait_s == 0
+    await limiter.close()
 
 
 @given(
@@ -170,25 +166,22 @@ def test_without_redis_each_replica_counts_for_itself(free_port: int) -> None:
     assert errors.seen == 1  # and then it is left alone for a while
 
 
-def test_a_meter_says_what_is_left() -> None:
+@on_a_loop
+async def test_a_meter_says_what_is_left() -> None:
     meter = Meter(MemoryLimiter(), "k", [Limit.parse("requests=5/minute"), Limit.parse("items=10/minute")])
-
-    async def run() -> None:
-        assert meter.headers() == {}
-        await meter.take({"characters": 10})
-        assert meter.headers() == {}
-        await meter.take({"requests": 1})
-        await meter.take({"items": 9})
-        headers = meter.headers()
-        assert headers["RateLimit-Policy"] == '"requests/60";q=5;w=60, "items/60";q=10;w=60'
-        assert headers["RateLimit"] == '"requests/60";r=4;t=12, "items/60";r=1;t=54'
-        assert (headers["RateLimit-Limit"], headers["RateLimit-Remaining"], headers["RateLimit-Reset"]) == (
-            "10",
-            "1",
-            "54",
-        )
-        with pytest.raises(RateLimited) as refused:
-            await meter.take({"items": 2})
-        assert refused.value.retry_after_s == 6
-
-    asyncio.run(run())
+    assert meter.headers() == {}
+    await meter.take({"characters": 10})
+    assert meter.headers() == {}
+    await meter.take({"requests": 1})
+    await meter.take({"items": 9})
+    headers = meter.headers()
+    assert headers["RateLimit-Policy"] == '"requests/60";q=5;w=60, "items/60";q=10;w=60'
+    assert headers["RateLimit"] == '"requests/60";r=4;t=12, "items/60";r=1;t=54'
+    assert (headers["RateLimit-Limit"], headers["RateLimit-Remaining"], headers["RateLimit-Reset"]) == (
+        "10",
+        "1",
+        "54",
+    )
+    with pytest.raises(RateLimited) as refused:
+        await meter.take({"items": 2})
+    assert refused.value.retry_after_s == 6

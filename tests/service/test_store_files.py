@@ -13,7 +13,7 @@ import pytest
 from service.errors import NotReady
 from service.store import Entry, SqliteStore, VectorSearch, log_copier, schema, snapshot
 from service.store.kinds import IndexSnapshot, IndexSpec
-from tests.conftest import serving
+from tests.conftest import on_a_loop, serving
 from tests.service.fakes import fake_manifest, vector_of
 from tests.service.stores import in_store, sqlite
 
@@ -101,35 +101,33 @@ def test_looking_whether_it_can_be_written_changes_no_map(tmp_path, monkeypatch)
     in_store(sqlite, tmp_path, run)
 
 
-def test_the_log_stays_short_though_it_is_always_read(tmp_path, monkeypatch):
+@on_a_loop
+async def test_the_log_stays_short_though_it_is_always_read(tmp_path, monkeypatch):
     monkeypatch.setattr(log_copier, "_LONGEST_LOG", 2**19)
     monkeypatch.setattr(log_copier, "_PAUSE_S", 0.01)
+    store = SqliteStore.open(tmp_path, fake_manifest())
+    await store.upsert([entry(f"{n}", text="x" * 4_000) for n in range(100)])
+    log, longest, done = tmp_path / f"{schema.FILE}-wal", 0, asyncio.Event()
 
-    async def run():
-        store = SqliteStore.open(tmp_path, fake_manifest())
-        await store.upsert([entry(f"{n}", text="x" * 4_000) for n in range(100)])
-        log, longest, done = tmp_path / f"{schema.FILE}-wal", 0, asyncio.Event()
+    async def search():
+        while not done.is_set():
+            assert (
+                len((await store.search(VectorSearch("default", vector_of("q")[None], 100, with_vector=True)))[0])
+                == 100
+            )
 
-        async def search():
-            while not done.is_set():
-                assert (
-                    len((await store.search(VectorSearch("default", vector_of("q")[None], 100, with_vector=True)))[0])
-                    == 100
-                )
-
-        searching = [asyncio.create_task(search()) for _ in range(2)]
-        for turn in range(8):
-            await store.upsert([entry(f"{n}", text="x" * 4_000, turn=turn) for n in range(100)])
-            longest = max(longest, log.stat().st_size)
-        done.set()
-        await asyncio.gather(*searching)
-        await store.close()
-        assert longest < 2**22
-
-    asyncio.run(run())
+    searching = [asyncio.create_task(search()) for _ in range(2)]
+    for turn in range(8):
+        await store.upsert([entry(f"{n}", text="x" * 4_000, turn=turn) for n in range(100)])
+        longest = max(longest, log.stat().st_size)
+    done.set()
+    await asyncio.gather(*searching)
+    await store.close()
+    assert longest < 2**22
 
 
-def test_writes_wait_for_a_backup_once_and_not_each(tmp_path, monkeypatch):
+@on_a_loop
+async def test_writes_wait_for_a_backup_once_and_not_each(tmp_path, monkeypatch):
     monkeypatch.setattr(log_copier, "_LONGEST_LOG", 2**17)
     monkeypatch.setattr(log_copier, "_PAUSE_S", 0.001)
     monkeypatch.setattr(log_copier, "_WAIT_MS", 1)
@@ -142,45 +140,39 @@ def test_writes_wait_for_a_backup_once_and_not_each(tmp_path, monkeypatch):
             while not copied():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
-    async def run():
-        store = SqliteStore.open(tmp_path, fake_manifest())
-        copying, log = store._connections[3], tmp_path / f"{schema.FILE}-wal"
-        copying.set_trace_callback(lambda sql: copies.append(sql.partition("(")[2]) if "checkpoint" in sql else None)
-        with closing(sqlite3.connect(tmp_path / schema.FILE)) as backup:
-            backup.execute("BEGIN")
-            backup.execute("SELECT count(*) FROM items").fetchone()
-            await store.upsert([entry("large", text="x" * 2**18)])
-            await until(lambda: "TRUNCATE)" in copies)
-            for n in range(20):
-                before = len(copies)
-                await store.upsert([entry(f"{n}")])
-                await until(lambda: len(copies) > before)  # noqa: B023
-            assert copies.count("TRUNCATE)") == 1 and log.stat().st_size > 2**18
-        monkeypatch.setattr(store._writer._copier, "_again", 0)
-        await store.upsert([entry("after")])
-        await until(lambda: log.stat().st_size < 2**17)
-        await store.close()
-
-    asyncio.run(run())
+    store = SqliteStore.open(tmp_path, fake_manifest())
+    copying, log = store._connections[3], tmp_path / f"{schema.FILE}-wal"
+    copying.set_trace_callback(lambda sql: copies.append(sql.partition("(")[2]) if "checkpoint" in sql else None)
+    with closing(sqlite3.connect(tmp_path / schema.FILE)) as backup:
+        backup.execute("BEGIN")
+        backup.execute("SELECT count(*) FROM items").fetchone()
+        await store.upsert([entry("large", text="x" * 2**18)])
+        await until(lambda: "TRUNCATE)" in copies)
+        for n in range(20):
+            before = len(copies)
+            await store.upsert([entry(f"{n}")])
+            await until(lambda: len(copies) > before)  # noqa: B023
+        assert copies.count("TRUNCATE)") == 1 and log.stat().st_size > 2**18
+    monkeypatch.setattr(store._writer._copier, "_again", 0)
+    await store.upsert([entry("after")])
+    await until(lambda: log.stat().st_size < 2**17)
+    await store.close()
 
 
-def test_a_commit_copies_nothing_into_the_database(tmp_path, monkeypatch):
+@on_a_loop
+async def test_a_commit_copies_nothing_into_the_database(tmp_path, monkeypatch):
     """What a write waits for is the end of the log, however many pages the log has by then."""
     monkeypatch.setattr(log_copier, "_PAUSE_S", 3_600)
-
-    async def run():
-        store = SqliteStore.open(tmp_path, fake_manifest())
-        await store.upsert([entry("first")])
-        with store._writer._copier._copying:  # it pauses by now, or waits
-            before = (tmp_path / schema.FILE).stat()
-            # More pages than SQLite would wait for.
-            await store.upsert([entry(f"{n}", text="x" * 2**18) for n in range(200)])
-            after = (tmp_path / schema.FILE).stat()
-        assert (tmp_path / f"{schema.FILE}-wal").stat().st_size > 4_000 * 8_192 + 2**20
-        assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-        await store.close()
-
-    asyncio.run(run())
+    store = SqliteStore.open(tmp_path, fake_manifest())
+    await store.upsert([entry("first")])
+    with store._writer._copier._copying:  # it pauses by now, or waits
+        before = (tmp_path / schema.FILE).stat()
+        # More pages than SQLite would wait for.
+        await store.upsert([entry(f"{n}", text="x" * 2**18) for n in range(200)])
+        after = (tmp_path / schema.FILE).stat()
+    assert (tmp_path / f"{schema.FILE}-wal").stat().st_size > 4_000 * 8_192 + 2**20
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    await store.close()
 
 
 def test_an_index_for_which_there_is_no_room_leaves_no_part_of_its_files(tmp_path):

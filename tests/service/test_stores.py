@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from service.contract.vectors import l2_normalise
 from service.errors import InvalidRequest, NotFound, NotReady
 from service.store import Entry, IndexRequest, Moment, SpaceMismatch, VectorSearch, parse
+from tests.conftest import on_a_loop
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 from tests.service.stores import both, in_store
 
@@ -97,19 +98,17 @@ class TestSpaces:
         assert in_store(open_store, tmp_path, use, fake_manifest("wider", dimensions=16)) == 16
 
 
-def test_a_closed_store_refuses_and_is_not_ready(open_store, tmp_path):
-    async def run():
-        store = open_store(tmp_path, fake_manifest())
-        assert await store.ready()
-        await store.close()
-        await store.close()
-        assert not await store.ready()
-        with pytest.raises(NotReady):
-            await store.upsert([entry("a")])
-        with pytest.raises(NotReady):
-            await store.get("default", "a")
-
-    asyncio.run(run())
+@on_a_loop
+async def test_a_closed_store_refuses_and_is_not_ready(open_store, tmp_path):
+    store = open_store(tmp_path, fake_manifest())
+    assert await store.ready()
+    await store.close()
+    await store.close()
+    assert not await store.ready()
+    with pytest.raises(NotReady):
+        await store.upsert([entry("a")])
+    with pytest.raises(NotReady):
+        await store.get("default", "a")
 
 
 def test_a_write_that_fails_is_undone_alone(open_store, tmp_path):
@@ -214,47 +213,41 @@ operations = st.lists(
 
 @settings(max_examples=25, deadline=None)
 @given(operations)
-def test_any_sequence_of_writes_leaves_what_a_dict_would_hold(open_store, tmp_path_factory, sequence):
+@on_a_loop
+async def test_any_sequence_of_writes_leaves_what_a_dict_would_hold(open_store, tmp_path_factory, sequence):
     path = tmp_path_factory.mktemp("store")
-
-    async def run():
-        model = {}
-        store = open_store(path, fake_manifest())
-        await store.create_collection("c")
-        for operation, argument in sequence:
-            if operation == "upsert":
-                await store.upsert(
-                    [
-                        entry(id, {"n": n}, collection="c", modality=kind, of=f"{n}")
-                        for id, (kind, n) in argument.items()
-                    ]
-                )
-                model |= argument
-            elif operation == "delete":
-                assert await store.delete("c", argument) == len(model.keys() & set(argument))
-                model = {id: value for id, value in model.items() if id not in argument}
-            elif operation == "move":
-                present = {old: new for old, new in argument.items() if old in model}
-                assert await store.move("c", argument) == len(present)
-                staying = {id: value for id, value in model.items() if id not in present.values()}
-                model = {present.get(id, id): value for id, value in staying.items()}
-            elif operation == "restart":
-                await store.close()
-                store = open_store(path, fake_manifest())
-            else:
-                await store.drop_collection("c")
-                await store.create_collection("c")
-                model = {}
-        query = l2_normalise(np.ones(DIMENSIONS))
-        hits = (await store.search(VectorSearch("c", query[None], 100)))[0]
-        held = {hit.item.id: (hit.item.modality, hit.item.metadata["n"]) for hit in hits}
-        assert held == model and len(hits) == len(model)
-        for hit in hits:
-            assert abs(hit.score - float(query @ vector_of(f"{hit.item.metadata['n']}"))) < 1e-6
-            assert hit.item == await store.get("c", hit.item.id)
-        await store.close()
-
-    asyncio.run(run())
+    model = {}
+    store = open_store(path, fake_manifest())
+    await store.create_collection("c")
+    for operation, argument in sequence:
+        if operation == "upsert":
+            await store.upsert(
+                [entry(id, {"n": n}, collection="c", modality=kind, of=f"{n}") for id, (kind, n) in argument.items()]
+            )
+            model |= argument
+        elif operation == "delete":
+            assert await store.delete("c", argument) == len(model.keys() & set(argument))
+            model = {id: value for id, value in model.items() if id not in argument}
+        elif operation == "move":
+            present = {old: new for old, new in argument.items() if old in model}
+            assert await store.move("c", argument) == len(present)
+            staying = {id: value for id, value in model.items() if id not in present.values()}
+            model = {present.get(id, id): value for id, value in staying.items()}
+        elif operation == "restart":
+            await store.close()
+            store = open_store(path, fake_manifest())
+        else:
+            await store.drop_collection("c")
+            await store.create_collection("c")
+            model = {}
+    query = l2_normalise(np.ones(DIMENSIONS))
+    hits = (await store.search(VectorSearch("c", query[None], 100)))[0]
+    held = {hit.item.id: (hit.item.modality, hit.item.metadata["n"]) for hit in hits}
+    assert held == model and len(hits) == len(model)
+    for hit in hits:
+        assert abs(hit.score - float(query @ vector_of(f"{hit.item.metadata['n']}"))) < 1e-6
+        assert hit.item == await store.get("c", hit.item.id)
+    await store.close()
 
 
 def test_what_a_search_is_asked_for(open_store, tmp_path):

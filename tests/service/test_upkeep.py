@@ -11,6 +11,7 @@ import pytest
 from service.__main__ import main
 from service.errors import NotReady
 from service.store import Entry, Rules, SqliteStore, StoreDamaged, StoreError, VectorSearch, upkeep
+from tests.conftest import on_a_loop
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
 from tests.service.stores import in_sqlite
 
@@ -143,24 +144,22 @@ class TestDisk:
         assert main(["check", str(tmp_path)]) == 1
         assert "WRONG" in capsys.readouterr().out
 
-    def test_a_page_that_is_damaged_while_it_is_served(self, tmp_path):
-        async def run():
-            store = SqliteStore.open(tmp_path, fake_manifest())
-            await store.upsert([entry(f"{number}", long="x" * 3_000) for number in range(300)])
-            writing = store._connections[0]
-            while writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                pass  # the thread that copies the log is at it
-            file = tmp_path / "store.sqlite3"
-            data = bytearray(file.read_bytes())
-            data[8_192:] = b"\x7f" * (len(data) - 8_192)
-            file.write_bytes(data)
-            assert await store.ready()
-            with pytest.raises(NotReady, match="the store cannot be read"):
-                await asyncio.gather(*(store.get("default", f"{number}") for number in range(300)))
-            assert not await store.ready()
-            await store.close()
-
-        asyncio.run(run())
+    @on_a_loop
+    async def test_a_page_that_is_damaged_while_it_is_served(self, tmp_path):
+        store = SqliteStore.open(tmp_path, fake_manifest())
+        await store.upsert([entry(f"{number}", long="x" * 3_000) for number in range(300)])
+        writing = store._connections[0]
+        while writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            pass  # the thread that copies the log is at it
+        file = tmp_path / "store.sqlite3"
+        data = bytearray(file.read_bytes())
+        data[8_192:] = b"\x7f" * (len(data) - 8_192)
+        file.write_bytes(data)
+        assert await store.ready()
+        with pytest.raises(NotReady, match="the store cannot be read"):
+            await asyncio.gather(*(store.get("default", f"{number}") for number in range(300)))
+        assert not await store.ready()
+        await store.close()
 
     def test_a_full_disk_refuses_the_write_and_keeps_the_rest(self, tmp_path):
         """The operating system's own limit on a file's size, in a process of its own."""
