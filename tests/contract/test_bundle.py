@@ -87,26 +87,17 @@ def test_a_damaged_file_is_named(bundle: Bundle, name: str) -> None:
         read_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("name", ["audio.onnx", "tokenizer.json"])
-def test_a_missing_file_is_named(bundle: Bundle, name: str) -> None:
+@pytest.mark.parametrize("instead", [lambda path: None, Path.mkdir, os.mkfifo], ids=["nothing", "folder", "pipe"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("audio.onnx", "audio.onnx is missing"), ("tokenizer.json", "json is missing"), (MANIFEST, "not a bundle")],
+)
+def test_a_missing_file_is_named(bundle: Bundle, name: str, said: str, instead: Callable[[Path], None]) -> None:
+    """A folder or a pipe in its place is no file, and the pipe is not waited for."""
     (bundle.path / name).unlink()
-    with pytest.raises(BundleError, match=f"{name} is missing"):
+    instead(bundle.path / name)
+    with pytest.raises(BundleError, match=said):
         read_bundle(bundle.path)
-
-
-def test_a_folder_in_a_files_place_is_missing(bundle: Bundle) -> None:
-    (bundle.path / "text.onnx").unlink()
-    (bundle.path / "text.onnx").mkdir()
-    with pytest.raises(BundleError, match=r"text\.onnx is missing"):
-        read_bundle(bundle.path)
-
-
-def test_a_pipe_in_a_files_place_is_not_waited_for(bundle: Bundle) -> None:
-    for name, said in (("text.onnx", "is missing"), (MANIFEST, "not a bundle")):
-        (bundle.path / name).unlink()
-        os.mkfifo(bundle.path / name)
-        with pytest.raises(BundleError, match=said):
-            read_bundle(bundle.path)
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:

@@ -43,12 +43,6 @@ def test_the_official_client_gets_the_same_vector_by_default_and_as_floats(
     assert again.usage.prompt_tokens == 5, "from the cache too"
 
 
-def test_base64_is_little_endian_float32(shared_client: httpx.Client) -> None:
-    body = {"model": "tiny", "input": "red", "encoding_format": "base64"}
-    data = shared_client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
-    assert np.array_equal(np.frombuffer(base64.b64decode(data), "<f4"), native(shared_client, "red"))
-
-
 @pytest.mark.client("openai")
 def test_lists_and_dimensions(official: openai.OpenAI, shared_client: httpx.Client) -> None:
     many = official.embeddings.create(model="tiny", input=["red", "blue"], dimensions=8)

@@ -11,7 +11,7 @@ from service.retrieval.search import Result, _balanced
 from service.store import Background, Entry, Item
 from service.store.background import measured, rivals, together
 from tests.service.fakes import DIMENSIONS
-from tests.service.stores import in_store, sqlite
+from tests.service.stores import on_a_store, sqlite
 
 
 def drawn(count, *, towards=None, seed=0):
@@ -109,29 +109,26 @@ def test_background_queries_are_the_same_everywhere():
     assert all(text == text.strip().lower() and text for text in texts)
 
 
-def test_a_background_is_that_of_all_items_and_follows_them(tmp_path):
+@on_a_store(sqlite)
+async def test_a_background_is_that_of_all_items_and_follows_them(store):
     queries = drawn(64, seed=1)
-
-    async def check(store):
-        assert await store.background("default", queries) == {}
-        await store.upsert(entries(drawn(40)))
-        one = (await store.background("default", queries))["image"]
-        vectors = np.stack([(await store.get("default", f"image{n}", with_vector=True)).vector for n in range(40)])
-        assert one.count == one.sample == 40
-        assert one.best == pytest.approx(measured(queries, vectors).best, abs=1e-6)
-        await store.upsert(entries(drawn(1, seed=3), first=40))
-        later = (await store.background("default", queries))["image"]
-        assert later.count == 41 and later.best is one.best, "a small change keeps the sample"
-        await store.upsert(entries(drawn(1_200, seed=4), first=40))
-        moved = (await store.background("default", queries))["image"]
-        assert moved.count == 1_240 and moved.sample < 1_024 and moved.best.mean() > one.best.mean()
-        assert moved.growth > 0 and (moved.fits > moved.best).all()
-        await store.upsert(entries(drawn(5, seed=5), "audio"))
-        assert set(await store.background("default", queries)) == {"image", "audio"}
-        await store.drop_collection("default")
-        assert not store._backgrounds._kept
-
-    in_store(sqlite, tmp_path, check)
+    assert await store.background("default", queries) == {}
+    await store.upsert(entries(drawn(40)))
+    one = (await store.background("default", queries))["image"]
+    vectors = np.stack([(await store.get("default", f"image{n}", with_vector=True)).vector for n in range(40)])
+    assert one.count == one.sample == 40
+    assert one.best == pytest.approx(measured(queries, vectors).best, abs=1e-6)
+    await store.upsert(entries(drawn(1, seed=3), first=40))
+    later = (await store.background("default", queries))["image"]
+    assert later.count == 41 and later.best is one.best, "a small change keeps the sample"
+    await store.upsert(entries(drawn(1_200, seed=4), first=40))
+    moved = (await store.background("default", queries))["image"]
+    assert moved.count == 1_240 and moved.sample < 1_024 and moved.best.mean() > one.best.mean()
+    assert moved.growth > 0 and (moved.fits > moved.best).all()
+    await store.upsert(entries(drawn(5, seed=5), "audio"))
+    assert set(await store.background("default", queries)) == {"image", "audio"}
+    await store.drop_collection("default")
+    assert not store._backgrounds._kept
 
 
 def test_moments_count_among_their_items():

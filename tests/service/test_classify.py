@@ -14,7 +14,7 @@ from service.contract.errors import InputError
 from service.contract.vectors import l2_normalise
 from service.engine.caller import Caller
 from service.engine.inputs import Media, Text
-from service.errors import InputFailed, InvalidRequest, NotFound, NotReady
+from service.errors import InputFailed, InvalidRequest, NotReady
 from service.retrieval.adapters import STRENGTH
 from service.retrieval.classify import _CHUNK, Classifier, _best, _prompts, stored_labels
 from service.retrieval.search import Searcher
@@ -305,20 +305,6 @@ class TestLabelSets:
         stored = classify(tmp_path, PHOTO, labels=None, label_set="set", embedder=FakeEmbedder(new))
         assert stored == classify(tmp_path, PHOTO, templates=["new {}"], embedder=FakeEmbedder(new))
 
-    def test_replaced_and_deleted(self, tmp_path):
-        async def use(classifier):
-            await classifier.save_label_set("set", ["old"], None)
-            await classifier.save_label_set("set", ["new"], None)
-            [result] = await classifier.classify(request([Text("x")], label_set="set"))
-            await classifier._store.delete_label_set("set")
-            with pytest.raises(NotFound, match="no label set 'set'"):
-                await classifier.classify(request([Text("x")], label_set="set"))
-            with pytest.raises(NotFound, match="no label set 'set'"):
-                await classifier._store.delete_label_set("set")
-            return [each.label for each in result.labels]
-
-        assert with_classifier(tmp_path, use) == ["new"]
-
 
 @pytest.mark.parametrize(
     ("body", "message"),
@@ -333,6 +319,12 @@ class TestLabelSets:
         ({}, "exactly one of: labels, label_set"),
         ({"labels": ["a"], "label_set": "b"}, "exactly one of: labels, label_set"),
         ({"labels": ["a"], "templates": ["no place"]}, r"must hold \{\} once"),
+        ({"labels": ["a"], "templates": ["{} and {}"]}, r"must hold \{\} once"),
+        ({"labels": ["a"], "threshold": "high"}, "valid number"),
+        ({"labels": "dog"}, "valid list"),
+        ({"labels": [7]}, ""),
+        ({"labels": ["a"], "inputs": []}, "at least 1 item"),
+        ({"labels": ["a"], "inputs": ["x"] * 257}, "at most 256 inputs"),
         ({"labels": ["a"], "templates": []}, "at least 1 item"),
         ({"labels": ["a"], "threshold": 1.5}, "less than or equal to 1"),
         ({"labels": ["a"], "top_k": 1001}, "top_k is at most 1000"),

@@ -243,36 +243,26 @@ def test_a_request_of_the_wrong_shape_says_where(shared_client: httpx.Client, bo
     assert set(problem["errors"][0]) == {"loc", "msg"}
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"\xff\xfe",
-        b'{"inputs": ["red"], "dimensions": NaN}',
-        b'{"inputs": ["red"], "dimensions": Infinity}',
-        b'{"inputs": ["red"], "dimensions": 1e999}',
-        b'{"inputs": ["\\ud800"]}',
-        b"[" * 100_000,
-    ],
-    ids=["empty", "half", "not utf-8", "nan", "infinity", "overflow", "lone surrogate", "bottomless"],
-)
-def test_what_is_not_json_is_malformed(shared_client: httpx.Client, body: bytes) -> None:
-    response = shared_client.post("/embed", content=body, headers={"Content-Type": "application/json"})
-    refused(response, 400, "malformed_request")
+NOT_JSON = {
+    "empty": (b"", ""),
+    "half": (b"{", ""),
+    "not utf-8": (b"\xff\xfe", ""),
+    "nan": (b'{"inputs": ["red"], "dimensions": NaN}', ""),
+    "infinity": (b'{"inputs": ["red"], "dimensions": Infinity}', ""),
+    "overflow": (b'{"inputs": ["red"], "dimensions": 1e999}', ""),
+    "lone surrogate": (b'{"inputs": ["\\ud800"]}', ""),
+    "bottomless": (b"[" * 100_000, ""),
+    "latin-1": ('{"inputs": ["Hündchen"]}'.encode("latin-1"), "the body is not valid JSON: it is not UTF-8"),
+    "utf-16": ('{"inputs": ["red"]}'.encode("utf-16"), "the body is not valid JSON: it is not UTF-8"),
+    "a comma": (b'{"inputs":\n  ["red",]}', "the body is not valid JSON: see line 2, column 9"),
+}
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ('{"inputs": ["Hündchen"]}'.encode("latin-1"), "it is not UTF-8"),
-        ('{"inputs": ["red"]}'.encode("utf-16"), "it is not UTF-8"),
-        (b'{"inputs":\n  ["red",]}', "see line 2, column 9"),
-    ],
-)
-def test_what_is_not_json_says_where(shared_client: httpx.Client, body: bytes, words: str) -> None:
+@pytest.mark.parametrize("name", NOT_JSON)
+def test_what_is_not_json_is_malformed_and_says_where(shared_client: httpx.Client, name: str) -> None:
+    body, words = NOT_JSON[name]
     response = shared_client.post("/embed", content=body, headers={"Content-Type": "application/json"})
-    assert refused(response, 400, "malformed_request")["detail"] == f"the body is not valid JSON: {words}"
+    assert words in refused(response, 400, "malformed_request")["detail"]
 
 
 def test_a_byte_order_mark_is_passed_over(shared_client: httpx.Client) -> None:

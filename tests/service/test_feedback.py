@@ -16,7 +16,7 @@ from service.store.carry_over import OldStore
 from tests.conftest import DEADLINE_S
 from tests.service.fakes import FakeEmbedder, vector_of
 from tests.service.media import b64, png
-from tests.service.stores import both, in_store, sqlite
+from tests.service.stores import both, in_store, on_a_store, sqlite
 from tests.service.test_items_routes import problem, said, upsert
 
 D = 32
@@ -125,18 +125,15 @@ def test_versions_stay_and_can_be_gone_back_to(open_store, tmp_path):
 
 
 @both
-def test_the_record_is_read_again_where_others_may_write_it(open_store, tmp_path, monkeypatch):
+@on_a_store()
+async def test_the_record_is_read_again_where_others_may_write_it(store, monkeypatch):
     monkeypatch.setattr(feedback, "_RECHECKED_S", -1.0)
-
-    async def use(store):
-        await store.upsert([Entry("c", "a", "image", {}, vector_of("a"))])
-        here, elsewhere = Feedback(FakeEmbedder(), store), Feedback(FakeEmbedder(), store)
-        assert await here.head("c") is None
-        await elsewhere.teach("c", [Judgement(vector_of("q"), ["a"], [])])
-        assert (await here.head("c") is not None) == store.shared
-        assert await Feedback(FakeEmbedder(), store).head("c") is not None
-
-    in_store(open_store, tmp_path, use)
+    await store.upsert([Entry("c", "a", "image", {}, vector_of("a"))])
+    here, elsewhere = Feedback(FakeEmbedder(), store), Feedback(FakeEmbedder(), store)
+    assert await here.head("c") is None
+    await elsewhere.teach("c", [Judgement(vector_of("q"), ["a"], [])])
+    assert (await here.head("c") is not None) == store.shared
+    assert await Feedback(FakeEmbedder(), store).head("c") is not None
 
 
 def test_a_change_whose_client_goes_away_is_seen_by_searches(tmp_path):
@@ -203,21 +200,18 @@ def test_a_store_of_another_space_is_not_taught(tmp_path):
 
 
 @both
-def test_what_is_kept_has_a_bound(open_store, tmp_path, monkeypatch):
+@on_a_store()
+async def test_what_is_kept_has_a_bound(store, monkeypatch):
     monkeypatch.setattr(feedback, "MOST_VERSIONS", 2)
     monkeypatch.setattr(feedback, "MOST_QUERIES", 4)
-
-    async def use(store):
-        await store.upsert([Entry("c", "a", "image", {}, vector_of("a"))])
-        lessons = Feedback(FakeEmbedder(), store)
-        for n in range(4):
-            await lessons.teach("c", [Judgement(vector_of(str(n)), ["a"], [])])
-        assert [version.number for version in (await lessons.versions("c")).versions] == [3, 4]
-        assert len(await store.label_sets("", 9)) == 3
-        with pytest.raises(InvalidRequest, match="4 queries at most"):
-            await lessons.teach("c", [Judgement(vector_of("more"), ["a"], [])])
-
-    in_store(open_store, tmp_path, use)
+    await store.upsert([Entry("c", "a", "image", {}, vector_of("a"))])
+    lessons = Feedback(FakeEmbedder(), store)
+    for n in range(4):
+        await lessons.teach("c", [Judgement(vector_of(str(n)), ["a"], [])])
+    assert [version.number for version in (await lessons.versions("c")).versions] == [3, 4]
+    assert len(await store.label_sets("", 9)) == 3
+    with pytest.raises(InvalidRequest, match="4 queries at most"):
+        await lessons.teach("c", [Judgement(vector_of("more"), ["a"], [])])
 
 
 def test_the_routes(client):

@@ -149,19 +149,13 @@ def test_an_item_that_is_refused(client, item, message):
 
 
 @pytest.mark.parametrize(
-    "metadata",
-    ['{"x": NaN}', '{"x": Infinity}', '{"x": 1e999}', '{"x": "\\ud800"}', '{"\\udfff": 1}', '{"x": 1', "[" * 5_000],
+    "value", [b"NaN", b"Infinity", b"1e999", b'"\\ud800"', b'1, "\\udfff": 1', b"1,", b'"\xff"', b"[" * 5_000]
 )
-def test_json_that_is_not_json(client, metadata):
-    body = '{"items": [{"id": "a", "text": "a", "metadata": ' + metadata + "}]}"
+def test_json_that_is_not_json(client, value):
+    body = b'{"items": [{"id": "a", "text": "a", "metadata": {"x": ' + value + b"}}]}"
     response = client.post("/items", content=body, headers={"content-type": "application/json"})
     assert problem(response, 400)["code"] == "malformed_request"
     upsert(client, {"id": "next", "text": "works"})
-
-
-def test_bytes_that_are_not_utf8(client):
-    body = b'{"items": [{"id": "a\xff", "text": "a"}]}'
-    problem(client.post("/items", content=body, headers={"content-type": "application/json"}), 400)
 
 
 def test_vectors_that_are_refused(client):

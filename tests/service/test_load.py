@@ -12,7 +12,7 @@ import pytest
 from service.commands.load import LoadError, load
 from service.store import VectorSearch, parse
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
-from tests.service.stores import both, in_store, sqlite
+from tests.service.stores import both, in_store, on_a_store, sqlite
 
 MANIFEST = fake_manifest()
 
@@ -35,28 +35,25 @@ async def taken(store, path, collection="default", said=lambda _: None):
 
 
 @both
-def test_files_are_loaded_and_loading_again_changes_nothing(open_store, tmp_path):
+@on_a_store()
+async def test_files_are_loaded_and_loading_again_changes_nothing(store, tmp_path):
     folder = tmp_path / "files"
     folder.mkdir()
     written(folder / "0.parquet", [f"a{n}" for n in range(1_500)])
     written(folder / "1.parquet", ["b", "c"], modality=["image", "audio"], text=[None, None])
     told = []
-
-    async def run(store):
-        assert await taken(store, folder, "c", told.append) == 1_502
-        assert (told[-1].files, told[-1].of, told[-1].items) == (2, 2, 1_502)
-        found = (await store.search(VectorSearch("c", vector_of("a7")[None], 1, filter=parse({"of": "a7"}))))[0]
-        assert [hit.item.id for hit in found] == ["a7"] and abs(found[0].score - 1) < 1e-6
-        assert (await store.get("c", "b")).modality == "image"
-        assert await taken(store, folder, "c") == 0
-        assert {each.name: each.count for each in await store.collections()}["c"] == 1_502
-        # A file that changed is loaded again, and so is one whose items are gone.
-        written(folder / "1.parquet", ["b", "d"])
-        assert await taken(store, folder, "c") == 2
-        await store.drop_collection("c")
-        assert await taken(store, folder, "c") == 1_502
-
-    in_store(open_store, tmp_path, run)
+    assert await taken(store, folder, "c", told.append) == 1_502
+    assert (told[-1].files, told[-1].of, told[-1].items) == (2, 2, 1_502)
+    found = (await store.search(VectorSearch("c", vector_of("a7")[None], 1, filter=parse({"of": "a7"}))))[0]
+    assert [hit.item.id for hit in found] == ["a7"] and abs(found[0].score - 1) < 1e-6
+    assert (await store.get("c", "b")).modality == "image"
+    assert await taken(store, folder, "c") == 0
+    assert {each.name: each.count for each in await store.collections()}["c"] == 1_502
+    # A file that changed is loaded again, and so is one whose items are gone.
+    written(folder / "1.parquet", ["b", "d"])
+    assert await taken(store, folder, "c") == 2
+    await store.drop_collection("c")
+    assert await taken(store, folder, "c") == 1_502
 
 
 def test_a_load_that_was_interrupted_goes_on(tmp_path):
@@ -81,25 +78,19 @@ def test_a_load_that_was_interrupted_goes_on(tmp_path):
     in_store(sqlite, tmp_path, second)
 
 
-def test_an_id_that_is_there_twice(tmp_path):
+@on_a_store(sqlite)
+async def test_an_id_that_is_there_twice(store, tmp_path):
     written(tmp_path / "a.parquet", ["a", "b", "a"], metadata=['{"n": 1}', "", '{"n": 2}'])
-
-    async def run(store):
-        await taken(store, tmp_path / "a.parquet")
-        assert (await store.get("default", "a")).metadata == {"n": 2}
-        assert (await store.get("default", "b")).metadata == {}
-
-    in_store(sqlite, tmp_path, run)
+    await taken(store, tmp_path / "a.parquet")
+    assert (await store.get("default", "a")).metadata == {"n": 2}
+    assert (await store.get("default", "b")).metadata == {}
 
 
-def test_the_fewest_columns(tmp_path):
+@on_a_store(sqlite)
+async def test_the_fewest_columns(store, tmp_path):
     written(tmp_path / "a.parquet", ["a"], modality=None, metadata=None, text=None)
-
-    async def run(store):
-        assert await taken(store, tmp_path / "a.parquet") == 1
-        assert (await store.get("default", "a")).modality == "vector"
-
-    in_store(sqlite, tmp_path, run)
+    assert await taken(store, tmp_path / "a.parquet") == 1
+    assert (await store.get("default", "a")).modality == "vector"
 
 
 @pytest.mark.parametrize(
@@ -120,42 +111,36 @@ def test_the_fewest_columns(tmp_path):
         ({"id": ["a", None]}, "valid string"),
     ],
 )
-def test_what_is_refused(tmp_path, columns, said):
+@on_a_store(sqlite)
+async def test_what_is_refused(store, tmp_path, columns, said):
     written(tmp_path / "a.parquet", ["a", "b"], **columns)
-
-    async def run(store):
-        with pytest.raises(LoadError, match=said) as refusal:
-            await taken(store, tmp_path / "a.parquet")
-        assert "a.parquet" in str(refusal.value)
-        assert (await store.collection("default")).count == 0
-
-    in_store(sqlite, tmp_path, run)
+    with pytest.raises(LoadError, match=said) as refusal:
+        await taken(store, tmp_path / "a.parquet")
+    assert "a.parquet" in str(refusal.value)
+    assert (await store.collection("default")).count == 0
 
 
-def test_another_space_stops_it_before_anything_is_written(tmp_path):
+@on_a_store(sqlite)
+async def test_another_space_stops_it_before_anything_is_written(store, tmp_path):
     folder = tmp_path / "files"
     folder.mkdir()
     written(folder / "0.parquet", ["a"])
     table = parquet.read_table(folder / "0.parquet").replace_schema_metadata({"isthmus.space": "f" * 16})
     parquet.write_table(table, folder / "1.parquet")
-
-    async def run(store):
-        with pytest.raises(LoadError, match="holds vectors of space ffffffffffffffff"):
-            await taken(store, folder)
-        assert (await store.collection("default")).count == 0
-        written(folder / "1.parquet", ["b"], space="e" * 16)  # said by the rows alone
-        with pytest.raises(LoadError, match="e" * 16):
-            await taken(store, folder / "1.parquet")
-        for path in (tmp_path / "nothing", tmp_path):
-            with pytest.raises(LoadError, match="holds no Parquet files"):
-                await taken(store, path)
-        (folder / "1.parquet").write_bytes(b"PAR1 and no more")
-        with pytest.raises(LoadError, match="cannot be read as Parquet"):
-            await taken(store, folder)
-        with pytest.raises(LoadError, match="no name of a collection"):
-            await taken(store, folder, ".moments.x")
-
-    in_store(sqlite, tmp_path, run)
+    with pytest.raises(LoadError, match="holds vectors of space ffffffffffffffff"):
+        await taken(store, folder)
+    assert (await store.collection("default")).count == 0
+    written(folder / "1.parquet", ["b"], space="e" * 16)  # said by the rows alone
+    with pytest.raises(LoadError, match="e" * 16):
+        await taken(store, folder / "1.parquet")
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(LoadError, match="holds no Parquet files"):
+            await taken(store, path)
+    (folder / "1.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(LoadError, match="cannot be read as Parquet"):
+        await taken(store, folder)
+    with pytest.raises(LoadError, match="no name of a collection"):
+        await taken(store, folder, ".moments.x")
 
 
 def test_the_command(bundle_dir, tmp_path):

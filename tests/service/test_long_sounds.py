@@ -27,7 +27,7 @@ from tests.conftest import serving
 from tests.service.fakes import vector_of
 from tests.service.films import colours, silence_then_tone
 from tests.service.jobs.processes import ended, submitted
-from tests.service.stores import both, in_store
+from tests.service.stores import both, on_a_store
 from tests.service.test_serving import metric
 from tests.tiny_bundle import AUDIO, tone
 
@@ -171,29 +171,25 @@ def sound(id: str, *of: str) -> Entry:
 
 
 @both
-def test_many_sounds_in_either_store(open_store: Callable[..., Any], tmp_path: Any) -> None:
-    async def run(store: Any) -> None:
-        short = [Entry("default", f"s{n}", "audio", {}, vector_of(f"s{n}")) for n in range(20)]
-        film = Entry(
-            "default", "v", "video", {}, vector_of("v"), moments=(Moment("image", 0.0, 1.0, vector_of("frame")),)
-        )
-        await store.upsert([sound("a", "1", "2", "3"), sound("b", "4"), *short, film])
+@on_a_store()
+async def test_many_sounds_in_either_store(store) -> None:
+    short = [Entry("default", f"s{n}", "audio", {}, vector_of(f"s{n}")) for n in range(20)]
+    film = Entry("default", "v", "video", {}, vector_of("v"), moments=(Moment("image", 0.0, 1.0, vector_of("frame")),))
+    await store.upsert([sound("a", "1", "2", "3"), sound("b", "4"), *short, film])
 
-        async def found(text: str, count: int = 1, **asked: Any) -> list[tuple[str, float | None]]:
-            hits = (await store.search(VectorSearch("default", vector_of(text)[None], count, **asked)))[0]
-            return [(hit.item.id, hit.moment and hit.moment.start) for hit in hits]
+    async def found(text: str, count: int = 1, **asked: Any) -> list[tuple[str, float | None]]:
+        hits = (await store.search(VectorSearch("default", vector_of(text)[None], count, **asked)))[0]
+        return [(hit.item.id, hit.moment and hit.moment.start) for hit in hits]
 
-        assert await found("2") == [("a", 10.0)]
-        assert await found("frame") == [("v", 0.0)]
-        assert (await found("frame", modalities=["audio"]))[0][0] != "v"
-        assert "a" not in {id for id, _ in await found("2", 30, modalities=["video"])}
-        everything = dict(await found("s3", 50))
-        assert len(everything) == 23 and everything["s3"] is None
-        [best] = await store.search(VectorSearch("default", vector_of("2")[None], 1, by_modality=True))
-        assert best[0].item.id == "a" and {hit.item.id for hit in best if hit.moment} >= {"a", "v"}
-        assert everything["a"] is not None and everything["b"] == 0.0
-        assert (await found("whole a"))[0][0] == "a" and (await found("whole a"))[0][1] is not None
-        await store.delete("default", ["a"])
-        assert "a" not in dict(await found("2", 50))
-
-    in_store(open_store, tmp_path, run)
+    assert await found("2") == [("a", 10.0)]
+    assert await found("frame") == [("v", 0.0)]
+    assert (await found("frame", modalities=["audio"]))[0][0] != "v"
+    assert "a" not in {id for id, _ in await found("2", 30, modalities=["video"])}
+    everything = dict(await found("s3", 50))
+    assert len(everything) == 23 and everything["s3"] is None
+    [best] = await store.search(VectorSearch("default", vector_of("2")[None], 1, by_modality=True))
+    assert best[0].item.id == "a" and {hit.item.id for hit in best if hit.moment} >= {"a", "v"}
+    assert everything["a"] is not None and everything["b"] == 0.0
+    assert (await found("whole a"))[0][0] == "a" and (await found("whole a"))[0][1] is not None
+    await store.delete("default", ["a"])
+    assert "a" not in dict(await found("2", 50))

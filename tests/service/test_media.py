@@ -12,7 +12,7 @@ from service.api.app import open_parts
 from service.engine.originals import OTHER, media_type, open_original
 from service.settings import Settings, SettingsError, read_settings
 from tests.conftest import serving
-from tests.service.media import b64, png, wav
+from tests.service.media import png, wav
 
 PICTURE, SOUND = png(3, size=(40, 30)), wav(seconds=0.5)
 PAGE = b"<html><script>alert(1)</script></html>"
@@ -243,9 +243,3 @@ def test_a_root_that_is_no_folder_is_refused_at_start(settings, tmp_path, monkey
     monkeypatch.setenv("ISTHMUS_MEDIA", "a, b/c")
     assert read_settings().media == (Path("a"), Path("b/c"))
     assert read_settings(media=["d,e"]).media == (Path("d,e"),)
-
-
-def test_an_item_of_a_picture_is_found_with_its_original(giving, root):
-    (root / "new.png").write_bytes(PICTURE)
-    giving.post("/items", json={"items": [{"id": "new.png", "image": b64(PICTURE)}]})
-    assert asked(giving, "new.png").content == PICTURE

@@ -13,7 +13,7 @@ from service.engine.cache import MemoryCache
 from service.engine.embedder import Embedder
 from service.engine.inputs import Embedded, Media, Text, TokenIds
 from service.engine.towers import Arrays, open_towers
-from service.errors import DeadlineExceeded, InferenceFailed, NotReady, Overloaded
+from service.errors import InferenceFailed, NotReady
 from service.runtime.metrics import Metrics
 from service.runtime.timings import stages
 from service.settings import Settings
@@ -100,23 +100,6 @@ async def test_one_of_two_who_wait_for_the_same_may_go_away(bundle_dir: Path) ->
 
 
 @on_a_loop
-async def test_a_cancelled_request_costs_no_model_call(bundle_dir: Path) -> None:
-    async with opened(bundle_dir, held=True, batch_tokens=1) as (embedder, towers):
-        tower = towers["text"]
-        running = asyncio.create_task(embedder.embed([Text("red")]))
-        await asyncio.to_thread(tower.entered.wait, WAIT_S)
-        gone = asyncio.create_task(embedder.embed([Text("cat"), Text("dog")]))
-        await asyncio.sleep(0)
-        gone.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await gone
-        tower.released.set()
-        await running
-        await embedder.embed([Text("blue")])
-        assert tower.rows == 2
-
-
-@on_a_loop
 async def test_what_is_wrong_with_an_input_does_not_hold_what_was_decoded_of_it(
     bundle_dir: Path, png: Callable[..., bytes]
 ) -> None:
@@ -125,27 +108,6 @@ async def test_what_is_wrong_with_an_input_does_not_hold_what_was_decoded_of_it(
         (refused,) = await embedder.embed([Media("image", whole[: len(whole) // 2])])
         assert isinstance(refused, InputError)
         assert refused.__context__ is None and refused.__traceback__ is None
-
-
-@on_a_loop
-async def test_too_much_at_once_is_refused_before_any_work(bundle_dir: Path) -> None:
-    async with opened(bundle_dir, held=True, max_inputs=4, queue_inputs=4) as (embedder, towers):
-        first = asyncio.create_task(embedder.embed([Text(word) for word in ("a", "dog", "cat")]))
-        await asyncio.to_thread(towers["text"].entered.wait, WAIT_S)
-        with pytest.raises(Overloaded) as raised:
-            await embedder.embed([Text("red"), Text("blue")])
-        assert raised.value.retry_after_s >= 1
-        towers["text"].released.set()
-        await first
-        assert len(await embedder.embed([Text("red"), Text("blue")])) == 2
-
-
-@on_a_loop
-async def test_past_the_deadline(bundle_dir: Path) -> None:
-    async with opened(bundle_dir, held=True, request_deadline_s=0.05) as (embedder, towers):
-        with pytest.raises(DeadlineExceeded):
-            await embedder.embed([Text("red")])
-        towers["text"].released.set()
 
 
 @on_a_loop

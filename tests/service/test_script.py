@@ -14,7 +14,7 @@ from service.store import Entry, Moment
 from tests.service.fakes import vector_of
 from tests.service.films import colours
 from tests.service.media import b64
-from tests.service.stores import both, in_store
+from tests.service.stores import both, on_a_store
 from tests.service.test_long_sounds import wav_of
 from tests.tiny_bundle import tone
 
@@ -75,23 +75,21 @@ def test_a_film_with_every_scene_comes_before_one_with_a_single_scene_that_fits_
 
 
 @both
-def test_moments_of_items_in_either_store(open_store, tmp_path):
-    async def run(store):
-        parts = tuple(Moment("image", n, n + 1.5, vector_of(str(n))) for n in range(3))
-        await store.upsert(
-            [
-                Entry("default", "v", "video", {"a": 1}, vector_of("v"), moments=parts),
-                Entry("default", "vv", "video", {}, vector_of("vv"), moments=parts[:1]),
-                Entry("default", "t", "text", {}, vector_of("t")),
-            ]
-        )
-        found = await store.moments_of("default", ["v", "t", "never"])
-        assert list(found) == ["v"]
-        assert {(one.start, one.end, one.modality) for one in found["v"]} == {(n, n + 1.5, "image") for n in range(3)}
-        assert all(np.allclose(one.vector, vector_of(str(int(one.start))), atol=1e-6) for one in found["v"])
-        assert await store.moments_of("never", ["v"]) == {}
-
-    in_store(open_store, tmp_path, run)
+@on_a_store()
+async def test_moments_of_items_in_either_store(store):
+    parts = tuple(Moment("image", n, n + 1.5, vector_of(str(n))) for n in range(3))
+    await store.upsert(
+        [
+            Entry("default", "v", "video", {"a": 1}, vector_of("v"), moments=parts),
+            Entry("default", "vv", "video", {}, vector_of("vv"), moments=parts[:1]),
+            Entry("default", "t", "text", {}, vector_of("t")),
+        ]
+    )
+    found = await store.moments_of("default", ["v", "t", "never"])
+    assert list(found) == ["v"]
+    assert {(one.start, one.end, one.modality) for one in found["v"]} == {(n, n + 1.5, "image") for n in range(3)}
+    assert all(np.allclose(one.vector, vector_of(str(int(one.start))), atol=1e-6) for one in found["v"])
+    assert await store.moments_of("never", ["v"]) == {}
 
 
 @pytest.fixture(scope="module")

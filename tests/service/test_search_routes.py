@@ -61,24 +61,6 @@ def test_a_vector_that_went_out_finds_its_item(stocked):
     assert find(stocked, query={"vector": vector})[0]["id"] == "sound"
 
 
-def test_a_stored_item_as_the_query(stocked):
-    results = find(stocked, query={"id": "sound"})
-    assert sorted(ids(results)) == ["photo", "photo 2", "words"]
-
-
-def test_a_composed_query(stocked):
-    only = find(stocked, query={"compose": [{"id": "sound"}, {"text": "x", "weight": 0}]})
-    assert only[0]["id"] == "sound" and only[0]["score"] == pytest.approx(1, abs=1e-5)
-    parts = [{"text": "a dog in the rain"}, {"image": b64(png(1)), "weight": 0.5}]
-    words = np.array(stocked.get("/items/words", params={"include": "vector"}).json()["vector"])
-    photo = np.array(stocked.get("/items/photo", params={"include": "vector"}).json()["vector"])
-    total = words + 0.5 * photo
-    by_hand = find(stocked, query={"vector": total.tolist()})
-    composed = find(stocked, query={"compose": parts})
-    assert ids(composed) == ids(by_hand)
-    assert [each["score"] for each in composed] == pytest.approx([each["score"] for each in by_hand], abs=1e-5)
-
-
 def test_filters(stocked):
     assert sorted(ids(find(stocked, query="x", filter={"year": 2020}))) == ["photo", "sound"]
     assert sorted(ids(find(stocked, query="x", filter={"year": [2021.0, None]}))) == ["photo 2", "words"]

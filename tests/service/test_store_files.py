@@ -15,7 +15,7 @@ from service.store import Entry, SqliteStore, VectorSearch, log_copier, schema, 
 from service.store.kinds import IndexSnapshot, IndexSpec
 from tests.conftest import on_a_loop, serving
 from tests.service.fakes import fake_manifest, vector_of
-from tests.service.stores import in_store, sqlite
+from tests.service.stores import in_store, on_a_store, sqlite
 
 
 def entry(id, **metadata):
@@ -89,16 +89,14 @@ def test_a_disk_that_takes_no_more_is_noticed_and_so_is_its_end(settings):
         assert write(100).status_code == 200
 
 
-def test_looking_whether_it_can_be_written_changes_no_map(tmp_path, monkeypatch):
-    async def run(store):
-        await store.upsert([entry("a")])
-        version, sequence = await store.version("default"), store._writer.sequence
-        assert await store.writable() and store._writer.sequence == sequence
-        monkeypatch.setattr("service.store.sqlite._TRIED_S", 0)
-        assert await store.writable() and store._writer.sequence == sequence + 1
-        assert await store.version("default") == version
-
-    in_store(sqlite, tmp_path, run)
+@on_a_store(sqlite)
+async def test_looking_whether_it_can_be_written_changes_no_map(store, monkeypatch):
+    await store.upsert([entry("a")])
+    version, sequence = await store.version("default"), store._writer.sequence
+    assert await store.writable() and store._writer.sequence == sequence
+    monkeypatch.setattr("service.store.sqlite._TRIED_S", 0)
+    assert await store.writable() and store._writer.sequence == sequence + 1
+    assert await store.version("default") == version
 
 
 @on_a_loop

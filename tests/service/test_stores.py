@@ -15,7 +15,7 @@ from service.errors import InvalidRequest, NotFound, NotReady
 from service.store import Entry, IndexRequest, Moment, SpaceMismatch, VectorSearch, parse
 from tests.conftest import on_a_loop
 from tests.service.fakes import DIMENSIONS, fake_manifest, vector_of
-from tests.service.stores import both, in_store
+from tests.service.stores import both, in_store, on_a_store
 
 pytestmark = both
 
@@ -111,85 +111,76 @@ async def test_a_closed_store_refuses_and_is_not_ready(open_store, tmp_path):
         await store.get("default", "a")
 
 
-def test_a_write_that_fails_is_undone_alone(open_store, tmp_path):
+@on_a_store()
+async def test_a_write_that_fails_is_undone_alone(store):
     """A batch with metadata that cannot be JSON fails whole; what shares its commit stands."""
-
-    async def run(store):
-        outcomes = await asyncio.gather(
-            store.upsert([entry("a")]),
-            store.upsert([entry("b"), entry("c", {"x": float("nan")})]),
-            store.upsert([entry("d")]),
-            store.drop_collection("never"),
-            return_exceptions=True,
-        )
-        assert [type(outcome) for outcome in outcomes] == [type(None), ValueError, type(None), NotFound]
-        assert sorted(id for _, id in await everything(store)) == ["a", "d"]
-        assert sorted(ids((await store.search(VectorSearch("default", vector_of("b")[None], 10)))[0])) == ["a", "d"]
-
-    in_store(open_store, tmp_path, run)
+    outcomes = await asyncio.gather(
+        store.upsert([entry("a")]),
+        store.upsert([entry("b"), entry("c", {"x": float("nan")})]),
+        store.upsert([entry("d")]),
+        store.drop_collection("never"),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [type(None), ValueError, type(None), NotFound]
+    assert sorted(id for _, id in await everything(store)) == ["a", "d"]
+    assert sorted(ids((await store.search(VectorSearch("default", vector_of("b")[None], 10)))[0])) == ["a", "d"]
 
 
-def test_pages_have_a_stable_order_while_items_change(open_store, tmp_path):
-    async def run(store):
-        await store.upsert([entry(f"{number}", collection="pages") for number in range(10)])
-        await store.upsert([entry("elsewhere"), entry("image", modality="image", collection="pages")])
-        first, at = await store.page("pages", "text", None, 4)
-        await store.upsert([entry("0", {"changed": 1}, collection="pages")])
-        await store.delete("pages", ["5"])
-        second, at = await store.page("pages", "text", at, 4)
-        third, end = await store.page("pages", "text", at, 4)
-        assert [item.id for item in (*first, *second, *third)] == ["0", "1", "2", "3", "4", "6", "7", "8", "9"]
-        assert end is None
-        assert [item.id for item in (await store.page("pages", "image", None, 4))[0]] == ["image"]
-        with pytest.raises(NotFound):
-            await store.page("never", None, None, 4)
-
-    in_store(open_store, tmp_path, run)
+@on_a_store()
+async def test_pages_have_a_stable_order_while_items_change(store):
+    await store.upsert([entry(f"{number}", collection="pages") for number in range(10)])
+    await store.upsert([entry("elsewhere"), entry("image", modality="image", collection="pages")])
+    first, at = await store.page("pages", "text", None, 4)
+    await store.upsert([entry("0", {"changed": 1}, collection="pages")])
+    await store.delete("pages", ["5"])
+    second, at = await store.page("pages", "text", at, 4)
+    third, end = await store.page("pages", "text", at, 4)
+    assert [item.id for item in (*first, *second, *third)] == ["0", "1", "2", "3", "4", "6", "7", "8", "9"]
+    assert end is None
+    assert [item.id for item in (await store.page("pages", "image", None, 4))[0]] == ["image"]
+    with pytest.raises(NotFound):
+        await store.page("never", None, None, 4)
 
 
-def test_collections_come_and_go(open_store, tmp_path):
-    async def run(store):
-        assert await store.create_collection("new") is True
-        assert await store.create_collection("new") is False
-        await store.upsert([entry("a", collection="new"), entry("b", collection="made by a write")])
-        held = {each.name: each.count for each in await store.collections()}
-        assert held == {"default": 0, "new": 1, "made by a write": 1}
-        await store.drop_collection("new")
-        for missing in (
-            store.search(VectorSearch("new", vector_of("a")[None], 1)),
-            store.get("new", "a"),
-            store.collection("new"),
-            store.delete("new", ["a"]),
-            store.drop_collection("new"),
-        ):
-            with pytest.raises(NotFound, match="no collection 'new'"):
-                await missing
-        await store.create_collection("new")
-        assert (await store.search(VectorSearch("new", vector_of("a")[None], 1))) == [[]]
-
-    in_store(open_store, tmp_path, run)
+@on_a_store()
+async def test_collections_come_and_go(store):
+    assert await store.create_collection("new") is True
+    assert await store.create_collection("new") is False
+    await store.upsert([entry("a", collection="new"), entry("b", collection="made by a write")])
+    held = {each.name: each.count for each in await store.collections()}
+    assert held == {"default": 0, "new": 1, "made by a write": 1}
+    await store.drop_collection("new")
+    for missing in (
+        store.search(VectorSearch("new", vector_of("a")[None], 1)),
+        store.get("new", "a"),
+        store.collection("new"),
+        store.delete("new", ["a"]),
+        store.drop_collection("new"),
+    ):
+        with pytest.raises(NotFound, match="no collection 'new'"):
+            await missing
+    await store.create_collection("new")
+    assert (await store.search(VectorSearch("new", vector_of("a")[None], 1))) == [[]]
 
 
-def test_searches_during_writes_find_every_item_that_is_never_touched(open_store, tmp_path):
-    async def run(store):
-        still = [entry(f"still {number}") for number in range(20)]
-        await store.upsert(still)
+@on_a_store()
+async def test_searches_during_writes_find_every_item_that_is_never_touched(store):
+    still = [entry(f"still {number}") for number in range(20)]
+    await store.upsert(still)
 
-        async def churn(worker):
-            for turn in range(20):
-                await store.upsert([entry(f"churn {worker}", {"turn": turn}, of=f"{worker} {turn}")])
-            await store.delete("default", [f"churn {worker}"])
+    async def churn(worker):
+        for turn in range(20):
+            await store.upsert([entry(f"churn {worker}", {"turn": turn}, of=f"{worker} {turn}")])
+        await store.delete("default", [f"churn {worker}"])
 
-        async def look():
-            for _ in range(30):
-                found = ids((await store.search(VectorSearch("default", still[0].vector[None], 100)))[0])
-                assert len(found) == len(set(found))
-                assert {each.id for each in still} <= set(found)
+    async def look():
+        for _ in range(30):
+            found = ids((await store.search(VectorSearch("default", still[0].vector[None], 100)))[0])
+            assert len(found) == len(set(found))
+            assert {each.id for each in still} <= set(found)
 
-        await asyncio.gather(*(churn(worker) for worker in range(4)), *(look() for _ in range(3)))
-        assert set(await everything(store)) == {("default", each.id) for each in still}
-
-    in_store(open_store, tmp_path, run)
+    await asyncio.gather(*(churn(worker) for worker in range(4)), *(look() for _ in range(3)))
+    assert set(await everything(store)) == {("default", each.id) for each in still}
 
 
 some_ids = st.sampled_from(string.ascii_lowercase[:6])
@@ -250,38 +241,37 @@ async def test_any_sequence_of_writes_leaves_what_a_dict_would_hold(open_store, 
     await store.close()
 
 
-def test_what_a_search_is_asked_for(open_store, tmp_path):
-    async def run(store):
-        await store.upsert([entry(f"{n}", {"n": n}, modality="image" if n % 2 else "text") for n in range(30)])
-        queries = np.stack([vector_of("x"), vector_of("y")])
+@on_a_store()
+async def test_what_a_search_is_asked_for(store):
+    await store.upsert([entry(f"{n}", {"n": n}, modality="image" if n % 2 else "text") for n in range(30)])
+    queries = np.stack([vector_of("x"), vector_of("y")])
 
-        def best(query, among=range(30)):
-            return [f"{n}" for n in sorted(among, key=lambda n: -float(query @ vector_of(f"{n}")))]
+    def best(query, among=range(30)):
+        return [f"{n}" for n in sorted(among, key=lambda n: -float(query @ vector_of(f"{n}")))]
 
-        assert [ids(hits) for hits in await store.search(VectorSearch("default", queries, 7))] == [
-            best(q)[:7] for q in queries
-        ]
-        images = await store.search(
-            VectorSearch("default", queries, 5, modalities=["image"], filter=parse({"n": {"$lt": 20}}))
-        )
-        assert [ids(hits) for hits in images] == [best(q, range(1, 20, 2))[:5] for q in queries]
-        both = await store.search(VectorSearch("default", queries, 40, modalities=["image", "text", "audio"]))
-        assert [ids(hits) for hits in both] == [best(q) for q in queries]
-        apart = await store.search(VectorSearch("default", queries, 4, modalities=["image", "text"], by_modality=True))
-        for query, hits in zip(queries, apart, strict=True):
-            assert sorted(ids(hits)) == sorted(best(query, range(1, 30, 2))[:4] + best(query, range(0, 30, 2))[:4])
-        left = await store.search(VectorSearch("default", queries, 3, leave_out=[best(queries[0])[1], None]))
-        assert ids(left[0]) == [best(queries[0])[0], *best(queries[0])[2:4]] and ids(left[1]) == best(queries[1])[:3]
-        [hit] = (await store.search(VectorSearch("default", queries[:1], 1, with_vector=True)))[0]
-        assert np.array_equal(hit.item.vector, vector_of(hit.item.id))
-        assert abs(hit.score - float(queries[0] @ hit.item.vector)) < 1e-6
-        assert (await store.search(VectorSearch("default", queries[:1], 1)))[0][0].item.vector is None
-        assert await store.search(VectorSearch("default", queries, 3, filter=parse({"n": []}))) == [[], []]
-
-    in_store(open_store, tmp_path, run)
+    assert [ids(hits) for hits in await store.search(VectorSearch("default", queries, 7))] == [
+        best(q)[:7] for q in queries
+    ]
+    images = await store.search(
+        VectorSearch("default", queries, 5, modalities=["image"], filter=parse({"n": {"$lt": 20}}))
+    )
+    assert [ids(hits) for hits in images] == [best(q, range(1, 20, 2))[:5] for q in queries]
+    both = await store.search(VectorSearch("default", queries, 40, modalities=["image", "text", "audio"]))
+    assert [ids(hits) for hits in both] == [best(q) for q in queries]
+    apart = await store.search(VectorSearch("default", queries, 4, modalities=["image", "text"], by_modality=True))
+    for query, hits in zip(queries, apart, strict=True):
+        assert sorted(ids(hits)) == sorted(best(query, range(1, 30, 2))[:4] + best(query, range(0, 30, 2))[:4])
+    left = await store.search(VectorSearch("default", queries, 3, leave_out=[best(queries[0])[1], None]))
+    assert ids(left[0]) == [best(queries[0])[0], *best(queries[0])[2:4]] and ids(left[1]) == best(queries[1])[:3]
+    [hit] = (await store.search(VectorSearch("default", queries[:1], 1, with_vector=True)))[0]
+    assert np.array_equal(hit.item.vector, vector_of(hit.item.id))
+    assert abs(hit.score - float(queries[0] @ hit.item.vector)) < 1e-6
+    assert (await store.search(VectorSearch("default", queries[:1], 1)))[0][0].item.vector is None
+    assert await store.search(VectorSearch("default", queries, 3, filter=parse({"n": []}))) == [[], []]
 
 
-def test_an_item_is_read_as_it_was_written(open_store, tmp_path):
+@on_a_store()
+async def test_an_item_is_read_as_it_was_written(store):
     held = {
         "big": 2**63 - 1,
         "tiny": 5e-324,
@@ -290,55 +280,47 @@ def test_an_item_is_read_as_it_was_written(open_store, tmp_path):
         "": None,
     }
     odd = ['q"uote', "back\\slash", "per%cent", "é / ü", "{brace}", "a" * 256, "文字" * 100, "%41", "A"]
-
-    async def run(store):
-        await store.upsert([entry(id, held | {"id": id}) for id in odd])
-        for id in odd:
-            found = await store.get("default", id, with_vector=True)
-            assert found.id == id and found.metadata == held | {"id": id}
-            assert np.array_equal(found.vector, vector_of(id))
-            [hit] = (await store.search(VectorSearch("default", vector_of(id)[None], 1, filter=parse({"id": id}))))[0]
-            assert hit.item == await store.get("default", id)
-        assert {id for _, id in await everything(store)} == set(odd)
-        first = await store.get("default", odd[0])
-        await store.upsert([entry(odd[0], {})])
-        second = await store.get("default", odd[0])
-        assert second.created == first.created and second.updated >= first.updated and second.metadata == {}
-        found = await store.vectors("default", odd)
-        assert all(np.array_equal(found[id], vector_of(id)) for id in odd)
-        with pytest.raises(NotFound, match="no item 'never'"):
-            await store.vectors("default", ["A", "never"])
-        with pytest.raises(NotFound, match="no item 'never'"):
-            await store.get("default", "never")
-        assert await store.holds("default", "%41") and not await store.holds("default", "never")
-        assert not await store.holds("never", "A")
-        assert await store.delete("default", ["%41", "never", 'q"uote']) == 2
-        assert {id for _, id in await everything(store)} == set(odd) - {"%41", 'q"uote'}
-
-    in_store(open_store, tmp_path, run)
+    await store.upsert([entry(id, held | {"id": id}) for id in odd])
+    for id in odd:
+        found = await store.get("default", id, with_vector=True)
+        assert found.id == id and found.metadata == held | {"id": id}
+        assert np.array_equal(found.vector, vector_of(id))
+        [hit] = (await store.search(VectorSearch("default", vector_of(id)[None], 1, filter=parse({"id": id}))))[0]
+        assert hit.item == await store.get("default", id)
+    assert {id for _, id in await everything(store)} == set(odd)
+    first = await store.get("default", odd[0])
+    await store.upsert([entry(odd[0], {})])
+    second = await store.get("default", odd[0])
+    assert second.created == first.created and second.updated >= first.updated and second.metadata == {}
+    found = await store.vectors("default", odd)
+    assert all(np.array_equal(found[id], vector_of(id)) for id in odd)
+    with pytest.raises(NotFound, match="no item 'never'"):
+        await store.vectors("default", ["A", "never"])
+    with pytest.raises(NotFound, match="no item 'never'"):
+        await store.get("default", "never")
+    assert await store.holds("default", "%41") and not await store.holds("default", "never")
+    assert not await store.holds("never", "A")
+    assert await store.delete("default", ["%41", "never", 'q"uote']) == 2
+    assert {id for _, id in await everything(store)} == set(odd) - {"%41", 'q"uote'}
 
 
-def test_a_cursor_that_no_page_came_with(open_store, tmp_path):
-    async def run(store):
-        await store.upsert([entry(id) for id in "abc"])
-        for cursor in ("", "x", "é", "WyJhIiwiXCIgb3IgMSJd", "a" * 200):
-            with pytest.raises(InvalidRequest, match="cursor"):
-                await store.page(None, None, cursor, 2)
-
-    in_store(open_store, tmp_path, run)
+@on_a_store()
+async def test_a_cursor_that_no_page_came_with(store):
+    await store.upsert([entry(id) for id in "abc"])
+    for cursor in ("", "x", "é", "WyJhIiwiXCIgb3IgMSJd", "a" * 200):
+        with pytest.raises(InvalidRequest, match="cursor"):
+            await store.page(None, None, cursor, 2)
 
 
-def test_delete_matching_says_how_many(open_store, tmp_path):
-    async def run(store):
-        await store.upsert([entry(f"{n}", {"n": n, "t": f"100% of {n}"}) for n in range(30)])
-        assert await store.delete_matching("default", parse({"n": {"$gte": 25}})) == 5
-        assert await store.delete_matching("default", parse({"t": {"$contains": "100% of 1"}})) == 11
-        assert await store.delete_matching("default", parse({"n": []})) == 0
-        assert {int(id) for _, id in await everything(store)} == {0, *range(2, 10), *range(20, 25)}
-        with pytest.raises(NotFound):
-            await store.delete_matching("never", parse({"n": []}))
-
-    in_store(open_store, tmp_path, run)
+@on_a_store()
+async def test_delete_matching_says_how_many(store):
+    await store.upsert([entry(f"{n}", {"n": n, "t": f"100% of {n}"}) for n in range(30)])
+    assert await store.delete_matching("default", parse({"n": {"$gte": 25}})) == 5
+    assert await store.delete_matching("default", parse({"t": {"$contains": "100% of 1"}})) == 11
+    assert await store.delete_matching("default", parse({"n": []})) == 0
+    assert {int(id) for _, id in await everything(store)} == {0, *range(2, 10), *range(20, 25)}
+    with pytest.raises(NotFound):
+        await store.delete_matching("never", parse({"n": []}))
 
 
 def test_an_item_that_is_moved_keeps_what_is_stored_of_it(open_store, tmp_path):
@@ -383,21 +365,17 @@ def test_an_item_that_is_moved_keeps_what_is_stored_of_it(open_store, tmp_path):
     in_store(open_store, tmp_path, remove)
 
 
-def test_a_collection_is_of_the_kind_that_it_was_put_as(open_store, tmp_path):
-    async def run(store):
-        for kind in ("flat", "hnsw", "auto"):
-            assert await store.create_collection(kind, IndexRequest(kind))
-            await store.upsert([entry(f"{n}", collection=kind) for n in range(10)])
-            assert (await store.collection(kind)).index_request == IndexRequest(kind)
-            [part] = await store.parts(kind)
-            assert part.modality == "text" and part.count == 10
-            assert ids((await store.search(VectorSearch(kind, vector_of("3")[None], 1)))[0]) == ["3"]
-        assert await store.create_collection("empty") and not await store.create_collection(
-            "empty", IndexRequest("flat")
-        )
-        assert (await store.collection("empty")).index_request == IndexRequest("flat")
-
-    in_store(open_store, tmp_path, run)
+@on_a_store()
+async def test_a_collection_is_of_the_kind_that_it_was_put_as(store):
+    for kind in ("flat", "hnsw", "auto"):
+        assert await store.create_collection(kind, IndexRequest(kind))
+        await store.upsert([entry(f"{n}", collection=kind) for n in range(10)])
+        assert (await store.collection(kind)).index_request == IndexRequest(kind)
+        [part] = await store.parts(kind)
+        assert part.modality == "text" and part.count == 10
+        assert ids((await store.search(VectorSearch(kind, vector_of("3")[None], 1)))[0]) == ["3"]
+    assert await store.create_collection("empty") and not await store.create_collection("empty", IndexRequest("flat"))
+    assert (await store.collection("empty")).index_request == IndexRequest("flat")
 
 
 def test_a_label_set_is_kept_and_replaced_whole(open_store, tmp_path):
@@ -457,21 +435,17 @@ def test_an_item_that_keeps_its_id_gets_other_metadata(open_store, tmp_path):
     in_store(open_store, tmp_path, read)
 
 
-def test_a_sample_is_the_same_until_something_is_written(open_store, tmp_path):
-    async def use(store):
-        await store.upsert([entry(f"i{n}", {"n": n}) for n in range(30)])
-        some, count = await store.sample("default", 10)
-        again, _ = await store.sample("default", 10)
-        assert count == 30 and len(some) == 10 and [one.id for one in some] == [one.id for one in again]
-        assert all(
-            np.array_equal(one.vector, vector_of(one.id)) and one.metadata == {"n": int(one.id[1:])} for one in some
-        )
-        every, count = await store.sample("default", 100)
-        assert {one.id for one in every} == {f"i{n}" for n in range(30)} and count == 30
-        assert isinstance(await store.version("default"), str)
-        assert await store.shown("default", ["i1"]) == {}
-        for missing in (store.preview("default", "i1"), store.sample("nowhere", 10)):
-            with pytest.raises(NotFound):
-                await missing
-
-    in_store(open_store, tmp_path, use)
+@on_a_store()
+async def test_a_sample_is_the_same_until_something_is_written(store):
+    await store.upsert([entry(f"i{n}", {"n": n}) for n in range(30)])
+    some, count = await store.sample("default", 10)
+    again, _ = await store.sample("default", 10)
+    assert count == 30 and len(some) == 10 and [one.id for one in some] == [one.id for one in again]
+    assert all(np.array_equal(one.vector, vector_of(one.id)) and one.metadata == {"n": int(one.id[1:])} for one in some)
+    every, count = await store.sample("default", 100)
+    assert {one.id for one in every} == {f"i{n}" for n in range(30)} and count == 30
+    assert isinstance(await store.version("default"), str)
+    assert await store.shown("default", ["i1"]) == {}
+    for missing in (store.preview("default", "i1"), store.sample("nowhere", 10)):
+        with pytest.raises(NotFound):
+            await missing

@@ -18,7 +18,7 @@ from tests.conftest import serving
 from tests.service.fakes import vector_of
 from tests.service.films import colours, film, frame_of, silence_then_tone
 from tests.service.media import b64
-from tests.service.stores import both, in_store
+from tests.service.stores import both, on_a_store
 from tests.tiny_bundle import AUDIO, IMAGE, tone
 
 RATE = AUDIO.sampling_rate
@@ -293,32 +293,30 @@ def video(id, *of, metadata=None):
 
 
 @both
-def test_moments_in_either_store(open_store, tmp_path):
-    async def run(store):
-        many = [video(f"v{n}", *(f"{n}.{m}" for m in range(12)), metadata={"n": n}) for n in range(12)]
-        await store.upsert([*many, Entry("default", "t", "text", {"n": 3}, vector_of("text"))])
+@on_a_store()
+async def test_moments_in_either_store(store):
+    many = [video(f"v{n}", *(f"{n}.{m}" for m in range(12)), metadata={"n": n}) for n in range(12)]
+    await store.upsert([*many, Entry("default", "t", "text", {"n": 3}, vector_of("text"))])
 
-        async def found(text, count=1, **asked):
-            hits = (await store.search(VectorSearch("default", vector_of(text)[None], count, **asked)))[0]
-            return [(hit.item.id, hit.moment and hit.moment.start) for hit in hits]
+    async def found(text, count=1, **asked):
+        hits = (await store.search(VectorSearch("default", vector_of(text)[None], count, **asked)))[0]
+        return [(hit.item.id, hit.moment and hit.moment.start) for hit in hits]
 
-        assert await found("3.7") == [("v3", 7.0)]
-        assert (await found("whole v5"))[0][0] == "v5" and (await found("whole v5"))[0][1] is not None
-        assert await found("text") == [("t", None)]
-        everything = await found("3.7", 50)
-        assert len(everything) == 13 and len({id for id, _ in everything}) == 13
-        assert {id for id, _ in await found("3.7", 50, filter=parse({"n": {"$lt": 3}}))} == {"v0", "v1", "v2"}
-        assert await found("3.7", 1, filter=parse({"n": 3}), leave_out=["v3"]) == [("t", None)]
-        assert await found("3.7", 50, modalities=["text"]) == [("t", None)]
-        await store.upsert([video("v3", "new")])
-        assert (await found("3.7"))[0] != ("v3", 7.0) and await found("new") == [("v3", 0.0)]
-        assert await store.delete_matching("default", parse({"n": {"$gte": 6}})) == 6
-        assert {id for id, _ in await found("9.1", 50)} == {"t", *(f"v{n}" for n in range(6))}
-        assert await store.delete("default", ["v0", "v1", "never"]) == 2
-        assert {id for id, _ in await found("0.1", 50)} == {"t", "v2", "v3", "v4", "v5"}
-        items, _ = await store.page(None, None, None, 100)
-        assert {item.id for item in items} == {"t", "v2", "v3", "v4", "v5"}
-        await store.drop_collection("default")
-        assert [each.name for each in await store.collections()] == []
-
-    in_store(open_store, tmp_path, run)
+    assert await found("3.7") == [("v3", 7.0)]
+    assert (await found("whole v5"))[0][0] == "v5" and (await found("whole v5"))[0][1] is not None
+    assert await found("text") == [("t", None)]
+    everything = await found("3.7", 50)
+    assert len(everything) == 13 and len({id for id, _ in everything}) == 13
+    assert {id for id, _ in await found("3.7", 50, filter=parse({"n": {"$lt": 3}}))} == {"v0", "v1", "v2"}
+    assert await found("3.7", 1, filter=parse({"n": 3}), leave_out=["v3"]) == [("t", None)]
+    assert await found("3.7", 50, modalities=["text"]) == [("t", None)]
+    await store.upsert([video("v3", "new")])
+    assert (await found("3.7"))[0] != ("v3", 7.0) and await found("new") == [("v3", 0.0)]
+    assert await store.delete_matching("default", parse({"n": {"$gte": 6}})) == 6
+    assert {id for id, _ in await found("9.1", 50)} == {"t", *(f"v{n}" for n in range(6))}
+    assert await store.delete("default", ["v0", "v1", "never"]) == 2
+    assert {id for id, _ in await found("0.1", 50)} == {"t", "v2", "v3", "v4", "v5"}
+    items, _ = await store.page(None, None, None, 100)
+    assert {item.id for item in items} == {"t", "v2", "v3", "v4", "v5"}
+    await store.drop_collection("default")
+    assert [each.name for each in await store.collections()] == []

@@ -114,29 +114,18 @@ def test_a_modality_is_added_by_configuration_and_served_beside_the_older_ones(
         ({"encoders": {"text": {"folder": "bert"}, "video": {"front_end": "array", "onnx": "."}}}, "have this name"),
         ({"encoders": {"text": {"folder": "bert"}, "Points": {"onnx": "."}}}, "pattern"),
         ({"pairs": {"clouds": {"modality": "points", "table": "absent.csv", "text": "y"}}}, "absent.csv is not there"),
+        ({"made": {"output": "vectors"}}, "must be called array and features"),
+        ({"made": {"rows": 0}}, "preprocessing: rows"),
+        ({"made": {"kind": "text"}}, "encoder.json: preprocessing: "),
+        ({"made": {"shape": [4]}}, "has the shape"),
     ],
 )
-def test_a_recipe_that_does_not_fit_is_refused(
+def test_a_recipe_or_an_encoder_that_does_not_fit_is_refused(
     picture_space: Bundle, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: Any, words: str
 ) -> None:
-    path = recipe(tiny_root, write_clouds(tmp_path / "clouds"), **changes)
-    assert add(picture_space, path, tmp_path) == 2
-    assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("made", "words"),
-    [
-        ({"output": "vectors"}, "must be called array and features"),
-        ({"rows": 0}, "preprocessing: rows"),
-        ({"kind": "text"}, "encoder.json: preprocessing: "),
-        ({"shape": [4]}, "has the shape"),
-    ],
-)
-def test_an_encoder_that_does_not_fit_is_refused(
-    picture_space: Bundle, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], made: Any, words: str
-) -> None:
-    path = recipe(tiny_root, write_clouds(tmp_path / "clouds", **made))
+    """An encoder is `made` otherwise than by default."""
+    folder = write_clouds(tmp_path / "clouds", **changes.get("made", {}))
+    path = recipe(tiny_root, folder, **{name: change for name, change in changes.items() if name != "made"})
     assert add(picture_space, path, tmp_path) == 2
     assert words in capsys.readouterr().err
 

@@ -105,6 +105,7 @@ def test_every_gap_in_the_data_is_found_at_once(root: Path, capsys: pytest.Captu
         ("encoders.image.folder=dino", "encoders.image", "holds no config.json"),
         ("encoders.text={package: not_installed_here}", "encoders.text", "not_installed_here is not installed"),
         ("encoders.audio={onnx: yamnet}", "encoders.audio", "needs encoder.onnx and encoder.json"),
+        ("encoders.text={hub: no such//id}", "encoders.text", "Repo id must be"),
         ("train.start=earlier.safetensors", "train.start", "earlier.safetensors is not there"),
     ],
 )
@@ -149,9 +150,3 @@ def test_a_recipe_that_is_none_is_another_error(root: Path, capsys: pytest.Captu
 
 def test_time_is_said_in_classes() -> None:
     assert [time_class(s) for s in (5, 300, 9000, 1e6)] == ["seconds", "minutes", "hours", "days"]
-
-
-def test_a_hub_id_that_is_none_is_lacking_too(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    doctor = Doctor(root, capsys, "encoders.text={hub: no such//id}")
-    assert doctor.code == 1 and list(doctor.lacking()) == ["encoders.text"]
-    assert "Repo id must be" in doctor.lacking()["encoders.text"]
