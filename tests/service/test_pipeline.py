@@ -13,7 +13,7 @@ from service.engine.cache import MemoryCache
 from service.engine.embedder import Embedder
 from service.engine.inputs import Embedded, Media, Text, TokenIds
 from service.engine.towers import Arrays, open_towers
-from service.errors import InferenceFailed, NotReady
+from service.errors import DeadlineExceeded, InferenceFailed, NotReady
 from service.runtime.metrics import Metrics
 from service.runtime.timings import stages
 from service.settings import Settings
@@ -108,6 +108,14 @@ async def test_what_is_wrong_with_an_input_does_not_hold_what_was_decoded_of_it(
         (refused,) = await embedder.embed([Media("image", whole[: len(whole) // 2])])
         assert isinstance(refused, InputError)
         assert refused.__context__ is None and refused.__traceback__ is None
+
+
+@on_a_loop
+async def test_past_the_deadline(bundle_dir: Path) -> None:
+    async with opened(bundle_dir, held=True, request_deadline_s=0.05) as (embedder, towers):
+        with pytest.raises(DeadlineExceeded):
+            await embedder.embed([Text("red")])
+        towers["text"].released.set()
 
 
 @on_a_loop
