@@ -31,6 +31,7 @@ import redis
 import soundfile
 from PIL import Image
 
+from isthmus_client import Isthmus
 from service.api.app import Parts, create_app
 from service.commands.serve import Server, uvicorn_config
 from service.settings import Settings
@@ -273,3 +274,21 @@ def picture(png: Callable[..., bytes]) -> str:
 @pytest.fixture
 def sound(wav: Callable[..., bytes]) -> str:
     return "data:audio/wav;base64," + base64.b64encode(wav()).decode()
+
+
+@pytest.fixture
+def space(client: httpx.Client) -> Iterator[Isthmus]:
+    with Isthmus(str(client.base_url)) as space:
+        yield space
+
+
+@pytest.fixture
+def media(tmp_path: Path, png: Callable[..., bytes], wav: Callable[..., bytes]) -> Path:
+    """red.png, blue.png, tone.wav, and broken.png, which is none."""
+    folder = tmp_path / "media"
+    folder.mkdir()
+    (folder / "red.png").write_bytes(png("red"))
+    (folder / "blue.png").write_bytes(png("blue"))
+    (folder / "tone.wav").write_bytes(wav())
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return folder

@@ -5,11 +5,9 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import httpx
 import pytest
 
 from isthmus_client import Isthmus
@@ -26,21 +24,6 @@ def program(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def space(client: httpx.Client) -> Iterator[Isthmus]:
-    with Isthmus(str(client.base_url)) as space:
-        yield space
-
-
-@pytest.fixture
-def media(tmp_path: Path, png: object, wav: object) -> Path:
-    assert callable(png) and callable(wav)
-    (tmp_path / "red.png").write_bytes(png("red"))
-    (tmp_path / "blue.png").write_bytes(png("blue"))
-    (tmp_path / "tone.wav").write_bytes(wav())
-    return tmp_path
 
 
 def test_openai(space: Isthmus) -> None:
@@ -141,6 +124,7 @@ def test_haystack(space: Isthmus, media: Path) -> None:
 @pytest.mark.full
 def test_notebook(space: Isthmus, media: Path) -> None:
     execute = "import nbclient, nbformat, sys; nbclient.execute(nbformat.read(sys.argv[1], 4), timeout=120)"
+    (media / "broken.png").unlink()
     env = os.environ | {"ISTHMUS_URL": space.url, "ISTHMUS_MEDIA": str(media), "PYTHONPATH": str(FOLDER.parents[1])}
     command = [sys.executable, "-c", execute, str(FOLDER / "notebook.ipynb")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=media)

@@ -322,7 +322,7 @@ class TestLabelSets:
         ({"labels": ["a"], "templates": ["{} and {}"]}, r"must hold \{\} once"),
         ({"labels": ["a"], "threshold": "high"}, "valid number"),
         ({"labels": "dog"}, "valid list"),
-        ({"labels": [7]}, ""),
+        ({"labels": [7]}, r"labels\.0"),
         ({"labels": ["a"], "inputs": []}, "at least 1 item"),
         ({"labels": ["a"], "inputs": ["x"] * 257}, "at most 256 inputs"),
         ({"labels": ["a"], "templates": []}, "at least 1 item"),

@@ -1,17 +1,12 @@
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections import Counter
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-import service
+from tests.service.jobs.processes import kill, server, stored
 from tests.service.media import b64, png, wav
 from tests.tiny_bundle import DIMENSIONS
 
@@ -346,23 +341,6 @@ def test_collections(client):
     problem(client.get("/items/a", params={"collection": "photos"}), 404)
 
 
-@contextmanager
-def process(bundle_dir, store):
-    """`python -m service serve` in a process of its own, and a client of it."""
-    command = [sys.executable, "-m", "service", "serve", "--bundle", bundle_dir, "--store", store, "--port", "0"]
-    root = Path(service.__file__).parents[1]
-    patient = os.environ | {"ISTHMUS_QUEUE_S": "600"}
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env=patient) as server:
-        try:
-            # It says where it listens once it does; one that dies ends the lines.
-            url = next((line.split()[-1] for line in server.stdout if line.startswith("listening on")), None)
-            assert url is not None, "the server did not start"
-            with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
-                yield server, client
-        finally:
-            server.kill()
-
-
 def test_an_acknowledged_write_outlives_a_killed_process(bundle_dir, tmp_path):
     acknowledged, changed = [], threading.Condition()
 
@@ -377,24 +355,18 @@ def test_an_acknowledged_write_outlives_a_killed_process(bundle_dir, tmp_path):
                 acknowledged.append((response.status_code, [item["id"] for item in batch]))
                 changed.notify()
 
-    with process(bundle_dir, tmp_path) as (server, client):
+    with server(bundle_dir, tmp_path) as (process, client):
         writers = [threading.Thread(target=write, args=(client, number)) for number in range(4)]
         for writer in writers:
             writer.start()
         with changed:
             assert changed.wait_for(lambda: len(acknowledged) >= 40, timeout=30)
-        server.kill()
+        kill(process)
         for writer in writers:
             writer.join(30)
     assert {status for status, _ in acknowledged} == {200}
-    with process(bundle_dir, tmp_path) as (_, client):
-        held, cursor = set(), None
-        while True:
-            page = client.get("/items", params={"limit": 1_000} | ({"cursor": cursor} if cursor else {})).json()
-            held |= {item["id"] for item in page["items"]}
-            cursor = page["next_cursor"]
-            if cursor is None:
-                break
+    with server(bundle_dir, tmp_path) as (_, client):
+        held = set(stored(client))
         assert {id for _, ids in acknowledged for id in ids} <= held
         # What was not acknowledged is there whole or not at all, and all that is there can be found.
         batches = Counter(id.rpartition(" ")[0] for id in held)

@@ -5,7 +5,6 @@ Milvus here is Milvus Lite, in this process or behind a port of its own. It runs
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -39,6 +38,7 @@ from service.store.milvus import MilvusStore, filters, layout
 from service.store.milvus.labels import LabelSets
 from tests.conftest import DEADLINE_S, on_a_loop
 from tests.service.fakes import fake_manifest, vector_of
+from tests.service.jobs.processes import server
 from tests.service.stores import in_store, milvus
 from tests.service.test_filters import filters as raw_filters
 from tests.service.test_filters import holds, metadata
@@ -291,38 +291,6 @@ class TestDown:
             await store.close()
 
 
-@contextmanager
-def replica(bundle: Path, milvus_uri: str, redis_url: str) -> Iterator[httpx.Client]:
-    """`python -m service serve`, a process of its own."""
-    environment = {
-        "ISTHMUS_BUNDLE": str(bundle),
-        "ISTHMUS_STORE": "milvus",
-        "ISTHMUS_MILVUS_URI": milvus_uri,
-        "ISTHMUS_REDIS_URL": redis_url,
-        "ISTHMUS_PORT": "0",
-        "ISTHMUS_DEVICE": "cpu",
-        "ISTHMUS_THREADS": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service", "serve"],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        assert said.startswith("listening on "), said
-        with httpx.Client(base_url=said.split()[-1], timeout=DEADLINE_S, trust_env=False) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait(DEADLINE_S)
-        if process.stdout is not None:
-            process.stdout.close()
-
-
 @pytest.mark.full
 def test_two_replicas_share_a_store_and_a_redis(
     bundle_dir: Path, tmp_path: Path, free_port: int, redis_url: str, png: Any
@@ -331,8 +299,10 @@ def test_two_replicas_share_a_store_and_a_redis(
     with ExitStack() as stack:
         stack.enter_context(milvus_server(tmp_path, free_port))
         uri = f"http://127.0.0.1:{free_port}"
-        one = stack.enter_context(replica(bundle_dir, uri, redis_url))
-        other = stack.enter_context(replica(bundle_dir, uri, redis_url))
+        (_, one), (_, other) = (
+            stack.enter_context(server(bundle_dir, Path("milvus"), milvus_uri=uri, redis_url=redis_url))
+            for _ in range(2)
+        )
 
         def found(client: httpx.Client, text: str, **asked: Any) -> list[str]:
             answer = client.post("/search", json={"query": text, "top_k": 3, **asked})

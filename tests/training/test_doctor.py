@@ -11,19 +11,10 @@ from training.doctor.machine import time_class
 from training.recipe import load_recipe
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pristine") / "data"
-    root.mkdir()
-    tiny.write_data(root)
-    tiny.write_encoders(root)
-    return root
-
-
 @pytest.fixture
-def root(pristine: Path, tmp_path: Path) -> Path:
+def root(tiny_root: Path, tmp_path: Path) -> Path:
     """Data and encoders of one's own, to break."""
-    shutil.copytree(pristine, tmp_path / "data")
+    shutil.copytree(tiny_root, tmp_path / "data")
     return tmp_path / "data"
 
 
