@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,4 +49,17 @@ class Tabs(csv.excel_tab):
 
 def dialect(name: str) -> type[csv.Dialect]:
     """Return how a table of this name is written."""
-    return Tabs if ".tsv" in name else Commas
+    return Tabs if ".tsv" in name.lower() else Commas
+
+
+def wrong_header(columns: Sequence[str] | None, name: str) -> str | None:
+    """Return what is wrong with the column names of a table, or None."""
+    columns = columns or ()
+    between = "tabs" if dialect(name) is Tabs else "commas"
+    if len(columns) == 1 and (other := next((mark for mark in ",;|\t" if mark in columns[0]), None)):
+        return (
+            f"{other!r} is between its columns, and in a table of this name it is {between} (.csv: commas, .tsv: tabs)"
+        )
+    if twice := next((column for column in columns if column and columns.count(column) > 1), None):
+        return f"two columns are called {twice}"
+    return None

@@ -3,9 +3,10 @@
 import csv
 import hashlib
 import json
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from service.contract.bundle import Modality
 from training.data import shards
 from training.data.shards import Medium, Member
 from training.errors import TrainingError
-from training.files import QUOTING, dialect
+from training.files import QUOTING, dialect, wrong_header
 from training.recipe import PairSource, Recipe
 
 Split = Literal["train", "validation", "test"]
@@ -111,6 +112,7 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
     rows = list(_rows(recipe, name, source))
     if not rows:
         raise PairError(f"pairs.{name}: no pairs were found")
+    _check_rows(name, source, rows)
     folder = recipe.path(source.folder)
     classes = list(dict.fromkeys(source.names.get(row.label, readable(row.label)) for row in rows if row.label))
     places = {called: place for place, called in enumerate(classes)}
@@ -138,14 +140,36 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
         if split == "validation" and source.supervision not in ("pairs", "choice"):
             gathered = Gathered()
         paths = [file if isinstance(file, Member) else folder / file for file in gathered.media]
-        missing = next((path for path in paths if isinstance(path, Path) and not path.is_file()), None)
-        if missing is not None:
-            raise PairError(f"pairs.{name}: {missing} is named and is not there")
+        if missing := [path for path in paths if isinstance(path, Path) and not path.is_file()]:
+            raise PairError(f"pairs.{name}: {_absent(missing, len(paths))}")
         kind = {"supervision": source.supervision, "words": source.words is not None}
         result[split] = gathered.pairs(name, source.modality, paths, classes, source.weight, **kind)
     if not len(result["train"].links) and source.supervision in ("pairs", "concepts"):
         raise PairError(f"pairs.{name}: the train split is empty")
     return result
+
+
+def _absent(missing: Sequence[Path], total: int) -> str:
+    """What an error says of media that are not there."""
+    hint = "; folders are separated by /, and not by \\" if "\\" in str(missing[0]) else ""
+    others = f", nor are {len(missing) - 1:,} others of {total:,} media" if len(missing) > 1 else ""
+    return f"{missing[0]} is named and is not there{others}{hint}"
+
+
+def _check_rows(name: str, source: PairSource, rows: Sequence[_Row]) -> None:
+    """Raises PairError for rows that contradict one another: of a medium in two splits, or with two labels."""
+    before: dict[str | Member, _Row] = {}
+    for row in rows:
+        first = before.setdefault(row.media, row)
+        if row.split != first.split:
+            raise PairError(f"pairs.{name}: {row.media} is in two splits, {first.split} and {row.split}")
+        if row.label != first.label:
+            raise PairError(f"pairs.{name}: {row.media} has two labels, {first.label} and {row.label}")
+    labels = {row.label for row in rows if row.label is not None}
+    if unnamed := [label for label in labels if not (source.names.get(label) or readable(label))]:
+        raise PairError(f"pairs.{name}: the label {min(unnamed)!r} has no letter or digit: say in names what it means")
+    if unknown := [label for label in source.unseen if label not in labels]:
+        raise PairError(f"pairs.{name}.unseen: {unknown[0]} is none of its labels")
 
 
 def read_labels(recipe: Recipe, name: str) -> set[str]:
@@ -166,14 +190,11 @@ def readable(label: str) -> str:
 
 
 def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
-    by_file = {
-        media: split
-        for split, path in source.split_files.items()
-        for media in _file(recipe, name, f"split_files.{split}", path).read_text(encoding="utf-8").split()
-    }
+    by_file = _split_files(recipe, name, source)
     by_value = {value: split for split, values in source.splits.items() for value in values}
     unnamed: Split = "test" if source.supervision == "none" else "train"
     excluded = _excluded(recipe, name, source)
+    names, columns = set[str](), set[str]()
     for number, row in enumerate(table_rows(recipe, name, source), start=1):
         where = f"pairs.{name}: row {number}"
         try:
@@ -185,9 +206,14 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
             raise PairError(f"{where} has no column {error}; it has {', '.join(row)}") from None
         except TypeError as error:
             raise PairError(f"{where}: {error}") from None
-        if not isinstance(medium, str | Member):
+        if not isinstance(medium, str | Member) or (isinstance(medium, str) and not medium.strip()):
             raise PairError(f"{where}: {source.media} is no name of a file but {medium!r}")
+        medium = medium if isinstance(medium, Member) else os.path.normpath(medium.strip())
         media = medium.name if isinstance(medium, Member) else medium
+        if excluded or by_file:
+            names.add(media)
+        if source.where:
+            columns.update(row)
         texts = texts if label is None else [label]
         if not source.skip_empty and not (texts and all(text.strip() for text in texts)):
             raise PairError(f"{where} ({media}) has an empty text")
@@ -201,6 +227,40 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
         for text in texts:
             if text.strip():
                 yield _Row(medium, text.strip() if label is None else None, label, split)
+    lists = {f"split_files.{split}": {media for media in by_file if by_file[media] == split} for split in SPLITS}
+    _check_lists(name, source, {"exclude": excluded, **lists}, names, columns)
+
+
+def _check_lists(
+    name: str, source: PairSource, lists: Mapping[str, set[str]], names: set[str], columns: set[str]
+) -> None:
+    """Raises PairError where a list names none of the media, or `where` a column that no row has."""
+    for field, listed in lists.items():
+        if names and listed and not listed & names:
+            raise PairError(
+                f"pairs.{name}: {field}: none of its names, such as {min(listed)}, is that of a medium, such as "
+                f"{min(names)}"
+            )
+    if columns and (unknown := sorted(set(source.where) - columns)):
+        there = ", ".join(sorted(columns))
+        raise PairError(f"pairs.{name}: where: no row has a column {unknown[0]}; they have {there}")
+
+
+def _split_files(recipe: Recipe, name: str, source: PairSource) -> dict[str, Split]:
+    """The split of each medium that a split file names, one on a line. Raises PairError for one in two splits."""
+    result: dict[str, Split] = {}
+    for split, file in source.split_files.items():
+        path = _file(recipe, name, f"split_files.{split}", file)
+        if source.split_column:
+            raise PairError(f"pairs.{name}: splits come from split_column or from split_files: give one of the two")
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise PairError(f"pairs.{name}: split_files.{split}: {path} is not UTF-8: save it as UTF-8") from None
+        for media in (os.path.normpath(line.strip()) for line in lines if line.strip()):
+            if (other := result.setdefault(media, split)) != split:
+                raise PairError(f"pairs.{name}: split_files: {media} is in two splits, {other} and {split}")
+    return result
 
 
 def _each(value: str | list[str]) -> list[str]:
@@ -222,7 +282,7 @@ def _excluded(recipe: Recipe, name: str, source: PairSource) -> set[str]:
     rows = list(read_table(path, f"pairs.{name}: exclude"))
     if rows and "file" not in rows[0]:
         raise PairError(f"pairs.{name}: exclude: {path} has no column file")
-    return {row["file"] for row in rows}
+    return {os.path.normpath(row["file"]) for row in rows}
 
 
 def _held_out(source: PairSource, media: str) -> bool:
@@ -237,9 +297,13 @@ def table_rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[dict[s
     """The rows of a source's tables, by column; of a folder per label, rows that say the same. Raises PairError."""
     if source.table is None:
         folder = recipe.path(source.folder)
-        for path in sorted(folder.glob("*/*")):
-            if path.suffix.lower() in SUFFIXES.get(source.modality, SUFFIXES["array"]):
-                yield {source.media: str(path.relative_to(folder)), "label": path.parent.name}
+        if not folder.is_dir():
+            raise PairError(f"pairs.{name}: {folder} is not there; {_HOW_TO_SET_ROOT}")
+        for path in sorted(folder.glob("*/**/*")):
+            inside = path.relative_to(folder)
+            known = path.suffix.lower() in SUFFIXES.get(source.modality, SUFFIXES["array"])
+            if known and not any(part.startswith(".") for part in inside.parts):
+                yield {source.media: str(inside), "label": inside.parts[0]}
         return
     files = table_files(recipe, name, source)
     if inner := [file for file in files if file.endswith(shards.KINDS)]:
@@ -315,7 +379,10 @@ def _plain(value: Any, text: bool) -> str | list[str]:
 def _said(value: Any) -> str:
     if isinstance(value, dict | list | bytes):  # its Python spelling would become a caption
         raise TypeError(f"{str(value)[:40]!r} is no text but a {type(value).__name__}")
-    return _text(value).strip()
+    text = _text(value).strip()
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise TypeError(f"{text[:40]!r} is no text: it has half of a character (a lone surrogate)")
+    return text
 
 
 def _text(value: Any) -> str:
@@ -328,7 +395,7 @@ def read_table(path: Path, what: str) -> Iterator[dict[str, Any]]:
     Raises PairError, which begins with `what` and names the row.
     """
     try:
-        for row in _coco_captions(path) if path.suffix == ".json" else records(path):
+        for row in _coco_captions(path) if path.suffix.lower() == ".json" else records(path):
             yield {key: value if isinstance(value, dict | list) else _text(value) for key, value in row.items()}
     except PairError as error:
         raise PairError(f"{what}: {error}") from None
@@ -339,7 +406,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
     number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            if path.suffix == ".jsonl":
+            if path.suffix.lower() == ".jsonl":
                 for number, line in enumerate(stream, start=1):
                     if not line.strip():
                         continue
@@ -348,7 +415,10 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
                         raise PairError(f"line {number} of {path} is no JSON object")
                     yield row
             else:
-                for number, row in enumerate(csv.DictReader(stream, dialect=dialect(path.name)), start=1):
+                reader = csv.DictReader(stream, dialect=dialect(path.name))
+                if problem := wrong_header(reader.fieldnames, path.name):
+                    raise PairError(f"{path}: {problem}")
+                for number, row in enumerate(reader, start=1):
                     if None in row or None in row.values():
                         raise PairError(f"row {number} of {path} has not as many fields as the first line")
                     yield row

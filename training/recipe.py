@@ -45,7 +45,7 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataRoot(_Model):
@@ -75,6 +75,14 @@ class BesideSource(_Model):
         if (self.folder is None) == (self.package is None):
             raise ValueError("exactly one of folder and package must be given")
         return self
+
+
+def _groups(field: str, pattern: str) -> int:
+    """Return how many groups a regular expression has. Raises ValueError where it is none."""
+    try:
+        return re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{field} is not a regular expression: {error}") from None
 
 
 _OF_WEIGHTS = ("pooling", "normalise", "layers", "beside", "tokens", "scales", "concepts")
@@ -204,14 +212,26 @@ class PairSource(_Model):
         if self.words is not None:
             if self.text is None:
                 raise ValueError("words are found in texts, and no column is named as text")
-            try:
-                re.compile(self.words)
-            except re.error as error:
-                raise ValueError(f"words is not a regular expression: {error}") from None
+            if _groups("words", self.words) > 1:
+                raise ValueError("words may have one group (…) at most: others are written (?:…)")
         elif self.word_forms != ("{}",):
             raise ValueError("word_forms are forms of what words finds, and words is not given")
         if wrong := [form for form in self.word_forms if form.count("{}") != 1]:
             raise ValueError(f"word_forms: {wrong[0]!r} does not have {{}} once, where the word belongs")
+        if self.group is not None and not _groups("group", self.group):
+            raise ValueError(f"group: {self.group!r} has no group (…) around what must not span train and validation")
+        return self
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Self:
+        """Whatever names splits must name each of them once: else media of the test split may be trained on."""
+        if (self.split_column is None) != (not self.splits):
+            raise ValueError("split_column names a column, and splits its values: one without the other splits nothing")
+        values = [value for values in self.splits.values() for value in values]
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"splits: {twice[0]!r} is named more than once")
+        if self.validation_fraction and (self.splits.get("validation") or "validation" in self.split_files):
+            raise ValueError("validation_fraction is for pairs whose validation split is not named, and it is")
         return self
 
     @property
@@ -440,6 +460,9 @@ class Recipe(_Model):
                 raise ValueError(f"pairs.{name} asks for concepts, and encoders.{source.modality}.concepts is not set")
             if (source.label or source.table is None) and not self.templates.get(source.modality):
                 raise ValueError(f"pairs.{name} has labels, and templates.{source.modality} is empty")
+        for modality, templates in self.templates.items():
+            if wrong := [one for one in templates if one.count("{}") != 1 or set("{}") & {*one.replace("{}", "")}]:
+                raise ValueError(f"templates.{modality}: {wrong[0]!r} does not have {{}} once, where the label belongs")
         for name, spec in self.emergent.items():
             for pairs in (spec.queries, *spec.gallery):
                 if pairs not in self.pairs:
@@ -517,16 +540,21 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe; ISTHMUS_DATA replaces data.root, `key.key=value` overrides replace both. Raises RecipeError."""
     values = read_yaml(path, overrides)
     refuse_gone(path, values, GONE)
-    for source in (values.get("encoders") or {}).values():
+    for source in _mappings(values.get("encoders")):
         for key in ("folder", "onnx"):
-            if isinstance(source, dict) and str(source.get(key) or "").startswith("."):
+            if str(source.get(key) or "").startswith("."):
                 source[key] = str((path.parent / source[key]).resolve())
     if str(values.get("attribution") or "").startswith("."):
         values["attribution"] = str((path.parent / values["attribution"]).resolve())
-    for source in (values.get("pairs") or {}).values():
-        if isinstance(source, dict) and isinstance(source.get("prompts"), str):
+    for source in _mappings(values.get("pairs")):
+        if isinstance(source.get("prompts"), str):
             source["prompts"] = _mapping(path.parent / source["prompts"])
     return checked(Recipe, values, f"{path}: ")
+
+
+def _mappings(values: Any) -> list[dict[str, Any]]:
+    """The mappings that a mapping holds; what is none is refused when all is checked."""
+    return [source for source in values.values() if isinstance(source, dict)] if isinstance(values, dict) else []
 
 
 def checked(kind: type[Checked], values: Any, where: str, error: type[TrainingError] = RecipeError) -> Checked:
@@ -548,7 +576,8 @@ def load_with_recipe(
     error what the recipe is for.
     """
     values = read_yaml(path, overrides)
-    data = (values.pop("data", None) or {}).get("root")
+    stated = values.pop("data", None)
+    data = checked(DataRoot, stated, f"{path}: data.", error).root if stated else None
     if not isinstance(values.get("recipe"), str):
         raise error(f"{path}: recipe must name the recipe that gives {gives}")
     return values, load_recipe(path.parent / values.pop("recipe"), None if data is None else [f"data.root={data}"])
@@ -569,7 +598,8 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """The recipe's values with ISTHMUS_DATA and overrides applied, not yet checked. Raises RecipeError."""
     values = _mapping(path)
     if root := os.environ.get("ISTHMUS_DATA"):
-        values["data"] = {**(values.get("data") or {}), "root": root}
+        data = values.get("data")
+        values["data"] = {**(data if isinstance(data, dict) else {}), "root": root}
     for override in overrides or []:
         key, equals, value = override.partition("=")
         if not equals:
@@ -580,16 +610,36 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
                 raise RecipeError(f"--set {override}: {parent} is not a mapping")
-        inner[last] = yaml.safe_load(value)
+        try:
+            inner[last] = yaml.load(value, UniqueKeys)
+        except yaml.YAMLError:
+            raise RecipeError(f"--set {override}: {value!r} is not YAML: put it into quotation marks") from None
     return values
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings have each key once: of two, PyYAML would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        stated = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in stated:
+                    problem = f"{key.value} is stated twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                stated.add(key.value)
+        return node
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds, as it stands there. Raises RecipeError."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not UTF-8: save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):

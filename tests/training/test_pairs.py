@@ -135,6 +135,8 @@ def read_as(make_recipe: MakeRecipe, table: Path, content: str | bytes) -> Seque
             ["red", "a red one"],
         ),
         ("a.jsonl", '{"file": "0.png", "caption": 7}\n{"file": "1.png", "caption": "blue"}', ["7", "blue"]),
+        ("A.JSONL", '{"file": "0.png", "caption": "red"}', ["red"]),
+        ("A.TSV", "file\tcaption\n 0.png \tred\n", ["red"]),
     ],
 )
 def test_tables_as_programs_write_them(
@@ -152,6 +154,18 @@ def test_tables_as_programs_write_them(
         ("a.jsonl", '{"file": "0.png", "caption": {"en": "red"}}', "row 1: .* is no text but a dict"),
         ("a.jsonl", '{"file": "0.png", "caption": []}', r"row 1 \(0.png\) has an empty text"),
         ("a.jsonl", '{"file": ["0.png"], "caption": "red"}', "row 1: file is no name of a file but"),
+        ("a.jsonl", '{"file": "0.png", "caption": "a \\ud800 b"}', "row 1: .* has half of a character"),
+        ("a.csv", "file,caption\n,red\n", "row 1: file is no name of a file but ''"),
+        ("a.csv", "file;caption\n0.png;red, and blue\n", r"a.csv: ';' is between its columns, .* it is commas"),
+        ("a.csv", "file\tcaption\n0.png\tred\n", r"a.csv: '\\t' is between its columns"),
+        ("a.tsv", "file,caption\n0.png,red\n", "a.tsv: ',' is between its columns, .* it is tabs"),
+        ("a.csv", "file,caption,caption\n0.png,red,green\n", "two columns are called caption"),
+        ("a.csv", "file,caption\nsub\\0.png,red\n", r"separated by /, and not by \\"),
+        (
+            "a.csv",
+            "file,caption\n0.png,red\nx.png,red\ny.png,red\n",
+            "x.png is named and is not there, nor are 1 other",
+        ),
     ],
 )
 def test_a_table_that_would_be_read_wrongly_is_refused(
@@ -183,3 +197,68 @@ def test_what_is_missing_is_named(make_recipe: MakeRecipe, change: dict[str, obj
 def test_readable() -> None:
     assert readable("car_side") == "car side"
     assert readable("Door - wood creaks") == "door wood creaks"
+
+
+PARTS = {"split_column": "part", "splits": {"train": ["train"], "test": ["test"]}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "change", "said"),
+    [
+        ("0.png,red,train\n./0.png,red,test\n1.png,b,train", PARTS, "0.png is in two splits, train and test"),
+        ("0.png,red,a\n0.png,blue,a\n1.png,red,a", {"text": None, "label": "caption"}, "0.png has two labels, red and"),
+        ("0.png,red,a\n1.png,---,a", {"text": None, "label": "caption"}, "label '---' has no letter or digit"),
+        (
+            "0.png,red,a\n1.png,b,a",
+            {"text": None, "label": "caption", "unseen": ["bleu"]},
+            "bleu is none of its labels",
+        ),
+        ("0.png,red,a", {"where": {"licence": ["4"]}}, "no row has a column licence; they have caption, file, part"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    make_recipe: MakeRecipe, tmp_path: Path, rows: str, change: dict[str, object], said: str
+) -> None:
+    (tmp_path / "a.csv").write_text(f"file,caption,part\n{rows}\n")
+    values = {key: value for key, value in {**TABLE, **change}.items() if value is not None}
+    with pytest.raises(PairError, match=said):
+        read_pairs(make_recipe(pairs={"own": values | {"table": str(tmp_path / "a.csv")}}), "own")
+
+
+def test_lists_of_media_name_them_as_people_write_them(
+    make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "my photo.png").write_bytes((tiny_root / "pictures/0.png").read_bytes())
+    (tmp_path / "b.png").write_bytes((tiny_root / "pictures/1.png").read_bytes())
+    (tmp_path / "a.csv").write_text("file,caption\n./my photo.png,red\nb.png,green\n")
+    (tmp_path / "train.txt").write_text("my photo.png\n")
+    (tmp_path / "test.txt").write_text("\ufeffb.png\n", encoding="utf-8")
+    files = {"split_files": {"train": str(tmp_path / "train.txt"), "test": str(tmp_path / "test.txt")}}
+    values = TABLE | {"folder": str(tmp_path), "table": str(tmp_path / "a.csv")}
+    splits = read_pairs(make_recipe(pairs={"own": values | files}), "own")
+    assert (splits["train"].texts, splits["test"].texts) == (["red"], ["green"])
+
+    (tmp_path / "out.csv").write_text("file\nmy photo.png\n")
+    left = read_pairs(make_recipe(pairs={"own": values | {"exclude": str(tmp_path / "out.csv")}}), "own")
+    assert left["train"].texts == ["green"]
+
+    (tmp_path / "test.txt").write_text("my photo.png\n")
+    with pytest.raises(PairError, match=r"my photo.png is in two splits, (train and test|test and train)"):
+        read_pairs(make_recipe(pairs={"own": values | files}), "own")
+    (tmp_path / "test.txt").write_text("b\n")  # without its suffix
+    with pytest.raises(PairError, match=r"split_files.test: none of its names, such as b, is that of a medium"):
+        read_pairs(make_recipe(pairs={"own": values | files}), "own")
+    (tmp_path / "out.csv").write_text("file\nphotos/b.png\n")
+    with pytest.raises(PairError, match=r"exclude: none of its names, such as photos/b.png, is that of a medium"):
+        read_pairs(make_recipe(pairs={"own": values | {"exclude": str(tmp_path / "out.csv")}}), "own")
+
+
+def test_folders_below_a_label_are_of_the_label(make_recipe: MakeRecipe, tiny_root: Path, tmp_path: Path) -> None:
+    for place in ("red/first/0.png", "red/1.png", "red/.thumbs/2.png", ".trash/3.png", "blue/4.png"):
+        (tmp_path / "media" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "media" / place).write_bytes((tiny_root / "pictures/0.png").read_bytes())
+    values = {"modality": "image", "folder": str(tmp_path / "media")}
+    train = read_pairs(make_recipe(pairs={"own": values}), "own")["train"]
+    assert [path.name for path in train.media] == ["4.png", "1.png", "0.png"] and train.classes == ["blue", "red"]
+    with pytest.raises(PairError, match=r"absent is not there; set data\.root"):
+        read_pairs(make_recipe(pairs={"own": values | {"folder": str(tmp_path / "absent")}}), "own")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.training import tiny
-from training.recipe import RecipeError, load_recipe
+from training.recipe import RecipeError, load_recipe, read_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "training/recipes").glob("*.yaml"))
 
@@ -50,6 +50,20 @@ def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, mo
         ("licences=[{of: a, licence: CC-BY-NC-4.0, commercial: true}]", "licences.0: .*forbids commercial use"),
         ("licences=[{of: a}]", "licences.0.licence: Field required"),
         ("terms=[{of: a}]", "terms.0.terms: Field required"),
+        ("encoders=resnet", "encoders: Input should be a valid dictionary"),
+        ("pairs=captions", "pairs: Input should be a valid dictionary"),
+        ("train.steps=[1", "--set train.steps=.*is not YAML: put it into quotation marks"),
+        ("train.learning_rate=.inf", "train.learning_rate: Input should be a finite number"),
+        ("pairs.tones.group=(", "group is not a regular expression"),
+        ("pairs.tones.group=abc", r"group: 'abc' has no group"),
+        ("pairs.pictures.words=(r)(e)", "words may have one group"),
+        ("pairs.tones.split_column=null", "one without the other splits nothing"),
+        ("pairs.tones.splits={}", "one without the other splits nothing"),
+        ("pairs.tones.splits={train: ['0', '2'], test: ['2']}", "splits: '2' is named more than once"),
+        ("pairs.tones.validation_fraction=0.5", "whose validation split is not named, and it is"),
+        ("templates.audio=['a sound']", "templates.audio: 'a sound' does not have {} once"),
+        ("templates.audio=['{label}']", "does not have {} once"),
+        ("templates.audio=['{} {x}']", "does not have {} once"),
         ("nonsense", "not key=value"),
         ("name.x=1", "name is not a mapping"),
     ],
@@ -66,9 +80,20 @@ def test_unreadable_recipes_say_why(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match="not YAML"):
         load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "twice.yaml").write_text("name: a\ntrain:\n  steps: 5\n  seed: 1\n  steps: 9\n")
+    with pytest.raises(RecipeError, match=r"(?s)not YAML: steps is stated twice.*line 5"):
+        load_recipe(tmp_path / "twice.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: a\nnotes: rosé\n".encode("latin-1"))
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(RecipeError, match="not a mapping"):
         load_recipe(tmp_path / "list.yaml")
+
+
+def test_a_merged_mapping_may_replace_a_key(tmp_path: Path) -> None:
+    (tmp_path / "merged.yaml").write_text("a: &a {x: 1, y: 2}\nb: &b\n  <<: *a\n  x: 3\nc:\n  <<: *b\n  x: 4\n")
+    assert read_yaml(tmp_path / "merged.yaml")["c"] == {"x": 4, "y": 2}
 
 
 def test_token_projectors_refuse_what_is_for_pooled_features(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from training.curate.recipe import CurateError, PoolSource
 from training.data.shards import samples
-from training.files import QUOTING, dialect
+from training.files import QUOTING, dialect, wrong_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ def _json_lines(lines: Iterable[str], where: str) -> Iterator[dict[str, Any]]:
 
 def _table(lines: Iterable[str], kind: str, where: str, source: PoolSource) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(lines, fieldnames=source.columns or None, dialect=dialect(kind))
+    if problem := wrong_header(reader.fieldnames, kind):
+        raise CurateError(f"{where}: {problem}")
     for number, row in enumerate(reader, start=1):
         if None in row or None in row.values():
             raise CurateError(f"{where}: row {number} has not {len(reader.fieldnames or [])} columns")

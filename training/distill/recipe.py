@@ -77,8 +77,9 @@ def load_distill_recipe(path: Path, overrides: list[str]) -> DistillRecipe:
     """Read and check a recipe; `key.key=value` overrides replace its values. Raises RecipeError."""
     values = read_yaml(path, overrides)
     refuse_gone(path, values, GONE)
-    if (start := (values.get("train") or {}).get("start")) is not None:
-        values["train"]["start"] = str(path.parent / start)
+    train = values.get("train")
+    if isinstance(train, dict) and train.get("start") is not None:
+        train["start"] = str(path.parent / train["start"])
     recipe = checked(DistillRecipe, values, f"{path}: ")
     recipe.preprocessing()
     recipe.exported()
