@@ -170,6 +170,8 @@ def _check_rows(name: str, source: PairSource, rows: Sequence[_Row]) -> None:
         raise PairError(f"pairs.{name}: the label {min(unnamed)!r} has no letter or digit: say in names what it means")
     if unknown := [label for label in source.unseen if label not in labels]:
         raise PairError(f"pairs.{name}.unseen: {unknown[0]} is none of its labels")
+    if unknown := sorted(set(source.prompts) - {source.names.get(label, readable(label)) for label in labels}):
+        raise PairError(f"pairs.{name}.prompts: {unknown[0]} is none of its classes")
 
 
 def read_labels(recipe: Recipe, name: str) -> set[str]:
@@ -190,7 +192,7 @@ def readable(label: str) -> str:
 
 
 def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
-    by_file = _split_files(recipe, name, source)
+    folder, by_file = recipe.path(source.folder), _split_files(recipe, name, source)
     by_value = {value: split for split, values in source.splits.items() for value in values}
     unnamed: Split = "test" if source.supervision == "none" else "train"
     excluded = _excluded(recipe, name, source)
@@ -208,7 +210,7 @@ def _rows(recipe: Recipe, name: str, source: PairSource) -> Iterator[_Row]:
             raise PairError(f"{where}: {error}") from None
         if not isinstance(medium, str | Member) or (isinstance(medium, str) and not medium.strip()):
             raise PairError(f"{where}: {source.media} is no name of a file but {medium!r}")
-        medium = medium if isinstance(medium, Member) else os.path.normpath(medium.strip())
+        medium = medium if isinstance(medium, Member) else _inside(medium, folder)
         media = medium.name if isinstance(medium, Member) else medium
         if excluded or by_file:
             names.add(media)
@@ -257,7 +259,7 @@ def _split_files(recipe: Recipe, name: str, source: PairSource) -> dict[str, Spl
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise PairError(f"pairs.{name}: split_files.{split}: {path} is not UTF-8: save it as UTF-8") from None
-        for media in (os.path.normpath(line.strip()) for line in lines if line.strip()):
+        for media in (_inside(line, recipe.path(source.folder)) for line in lines if line.strip()):
             if (other := result.setdefault(media, split)) != split:
                 raise PairError(f"pairs.{name}: split_files: {media} is in two splits, {other} and {split}")
     return result
@@ -282,14 +284,32 @@ def _excluded(recipe: Recipe, name: str, source: PairSource) -> set[str]:
     rows = list(read_table(path, f"pairs.{name}: exclude"))
     if rows and "file" not in rows[0]:
         raise PairError(f"pairs.{name}: exclude: {path} has no column file")
-    return {os.path.normpath(row["file"]) for row in rows}
+    return {_inside(row["file"], recipe.path(source.folder)) for row in rows}
+
+
+def _inside(file: str, folder: Path) -> str:
+    """One name of a file that a table or a list names: from the folder of the media, where it lies there."""
+    path = os.path.normpath(file.strip())
+    if os.path.isabs(path) and Path(path).is_relative_to(folder.absolute()):
+        return os.path.relpath(path, folder.absolute())
+    return path
+
+
+def media_name(medium: Medium, folder: Path) -> str:
+    """The name by which lists know a medium of a source whose media lie in `folder`."""
+    return medium.name if isinstance(medium, Member) else _inside(str(medium.absolute()), folder)
+
+
+def group_of(pattern: str | None, name: str) -> str | None:
+    """What the pattern's first group finds in a medium's name, or in the name without its folders."""
+    match = pattern and (re.search(pattern, name) or re.search(pattern, name.rpartition("/")[2]))
+    return match[1] if match else None
 
 
 def _held_out(source: PairSource, media: str) -> bool:
     if not source.validation_fraction:
         return False
-    match = re.search(source.group, media) if source.group else None
-    key = match[1] if match else media
+    key = group_of(source.group, media) or media
     return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32 < source.validation_fraction
 
 

@@ -21,11 +21,11 @@ from training.files import default_cache
 from training.fit.abstention import learn
 from training.fit.hubs import uncorrected, with_querybank
 from training.fit.ladder import train
-from training.heads.captions import caption_features, text_head
+from training.heads.captions import caption_features, captions, text_head
 from training.heads.concepts import named
 from training.heads.projector import Head
 from training.heads.trained import Trained, licences_of, load_projectors, save_projectors, set_rise
-from training.measure.emergent import emergent_figures
+from training.measure.emergent import check_queries, emergent_figures
 from training.measure.gap import Paired, gap_figures
 from training.measure.intervals import interval
 from training.measure.page import write_page
@@ -44,8 +44,17 @@ _SAMPLE_WORDS = ("dog", "violin", "thunderstorm in the mountains")
 
 
 def pairs(recipe: Recipe, cache: Path | None = None) -> AllPairs:
-    """Read and check the pairs of every source, without what leaks from a test split; print how many there are."""
+    """Read and check the pairs of every source, without what leaks from a test split; print how many there are.
+
+    What only later steps read is looked at too: a file that is not there must not end a run after hours.
+    """
+    captions(recipe)
+    for field, file in {"attribution": recipe.attribution, "train.start": recipe.train.start}.items():
+        if file is not None and not recipe.path(file).is_file():
+            raise PairError(f"{field}: {recipe.path(file)} is not there")
     read = {name: read_pairs(recipe, name) for name in recipe.pairs}
+    for name, spec in recipe.emergent.items():
+        check_queries(name, spec, read[spec.queries]["test"])
     result: AllPairs = without_leaks(recipe, read, cache or default_cache())
     print(f"{'source':16}{'split':12}{'media':>9}{'texts':>9}{'pairs':>9}{'classes':>9}", file=sys.stderr)
     for name, splits in result.items():
@@ -149,21 +158,21 @@ def fit(recipe: Recipe, frozen: Encoders, data: Data, cache: Path, work: Path) -
     given: dict[Modality, Head] = {}
     names = named(recipe, frozen, cache)
     if recipe.texts:
-        captions = caption_features(recipe, frozen["text"], cache)
-        given = {"text": text_head(recipe, frozen["text"], captions)}
+        texts = caption_features(recipe, frozen["text"], cache)
+        given = {"text": text_head(recipe, frozen["text"], texts)}
     trained = train(recipe, data, work, given, names)
     if joined().index:
         return trained
     if given and recipe.projector.querybank:
-        trained = with_querybank(recipe, trained, data, names, captions=[captions])
+        trained = with_querybank(recipe, trained, data, names, captions=[texts])
     return _finished(recipe, data, trained, work)
 
 
 def refit(recipe: Recipe, frozen: Encoders, data: Data, trained: Trained, cache: Path, work: Path) -> Trained:
     """Choose and fit the correction of hubs anew, for heads that stay as they are; write into `work` as `fit` does."""
-    captions = [caption_features(recipe, frozen["text"], cache)] if recipe.texts else []
+    texts = [caption_features(recipe, frozen["text"], cache)] if recipe.texts else []
     set_rise(trained.heads, recipe.projector.rise)
-    corrected = with_querybank(recipe, uncorrected(trained), data, named(recipe, frozen, cache), captions=captions)
+    corrected = with_querybank(recipe, uncorrected(trained), data, named(recipe, frozen, cache), captions=texts)
     return _finished(recipe, data, corrected, work)
 
 
@@ -243,8 +252,6 @@ def _emergent(name: str, spec: EmergentSpec, data: Data, trained: Trained) -> di
 def _classes(recipe: Recipe, frozen: Encoders, trained: Trained, test: Pairs, cache: Path) -> NDArray[np.float32]:
     """A vector per class: of its own prompts where the recipe has some, else of its name in the templates."""
     prompts_of = recipe.pairs[test.name].prompts
-    if unknown := sorted(set(prompts_of) - set(test.classes)):
-        raise PairError(f"pairs.{test.name}.prompts: {unknown[0]} is none of its classes")
     rows = [(index, prompt) for index, label in enumerate(test.classes) for prompt in prompts_of.get(label, [])]
 
     def encoded(prompts: Sequence[str]) -> NDArray[np.float32]:

@@ -407,7 +407,7 @@ class EmergentSpec(_Model):
     """Labelled pairs whose test media are the queries."""
     gallery: list[str] = Field(min_length=1)
     """Pairs whose test media are searched."""
-    shows: dict[str, list[str]] = Field(min_length=1)
+    shows: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
     """What answers the queries, by their readable class names: classes, or words of a caption, of media that answer
     them."""
 

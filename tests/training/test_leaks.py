@@ -72,6 +72,21 @@ def test_what_a_test_split_holds_leaves_training(recipe: Recipe, tmp_path: Path)
     assert texts[kept["pictures"]["train"].links[0, 1]] == "two"
 
 
+def test_a_group_may_be_a_folder_and_of_pictures_too(recipe: Recipe, tmp_path: Path) -> None:
+    rng, rows = np.random.default_rng(1), ["file,caption,split"]
+    for name, split in {"ann/a.png": "test", "ann/b.png": "train", "bob/c.png": "train"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / name)
+        rows.append(f"{tmp_path / name},{name},{split}")
+    (tmp_path / "people.csv").write_text("\n".join(rows) + "\n")
+    source = recipe.pairs["pictures"].model_copy(
+        update={"table": tmp_path / "people.csv", "where": {}, "group": "^([^/]+)/"}
+    )
+    recipe = recipe.model_copy(update={"pairs": {"people": source}})
+    kept = without_leaks(recipe, {"people": read_pairs(recipe, "people")}, tmp_path / "cache")
+    assert [path.name for path in kept["people"]["train"].media] == ["c.png"]
+
+
 def test_rows_are_kept_by_their_columns_and_empty_ones_left_out(recipe: Recipe) -> None:
     assert read_pairs(recipe, "pictures")["train"].texts == ["two", "three"]
     source = recipe.pairs["pictures"].model_copy(update={"skip_empty": False})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,29 @@ def test_what_goes_wrong_is_one_line(recipe: Path, tmp_path: Path, capsys: pytes
     assert main(["run", *common, "--out", str(tmp_path / "full")]) == 2
     assert "not overwriting it" in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / "full/thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("attribution=absent.md", "attribution: .*absent.md is not there"),
+        ("train.start=absent.safetensors", "train.start: .*absent.safetensors is not there"),
+        ("texts={words: {table: absent.csv}}", "texts.words: .*absent.csv cannot be read: No such file"),
+        ("texts={words: {table: damaged.csv.gz}}", "texts.words: .*damaged.csv.gz cannot be read"),
+        (
+            "emergent={a: {queries: tones, gallery: [pictures], shows: {cat: [red]}}}",
+            "a.shows: cat is no class of tones",
+        ),
+        ("emergent={a: {queries: tones, gallery: [pictures], shows: {cat: []}}}", "shows.cat: .* at least 1 item"),
+    ],
+)
+def test_what_only_later_steps_need_is_looked_at_first(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, said: str
+) -> None:
+    (tmp_path / "damaged.csv.gz").write_bytes(b"no gzip")
+    changes = ["--set", override.replace("damaged", f"{tmp_path}/damaged")]
+    assert main(["pairs", str(recipe), *changes, "--cache", str(tmp_path / "cache")]) == 2
+    assert re.search(said, capsys.readouterr().err.splitlines()[-1])
 
 
 @pytest.mark.full

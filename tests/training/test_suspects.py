@@ -64,6 +64,28 @@ def test_what_is_found_can_be_left_out_of_training(
     assert left == every[1:]
 
 
+def test_media_with_whole_paths_are_called_as_a_list_may_call_them(
+    tiny_root: Path, tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    rows = [line.split(",") for line in (tiny_root / "sounds.csv").read_text().splitlines()]
+    elsewhere = tmp_path / "0.wav"
+    elsewhere.write_bytes((tiny_root / "sounds/0.wav").read_bytes())
+    paths = [str(elsewhere), *(str(tiny_root / "sounds" / file) for file, *_ in rows[2:])]
+    labels = [["low_tone", "high_tone"][index % 2] for index in range(len(paths))]  # many of them are wrong
+    lines = [f"{path},{label},0" for path, label in zip(paths, labels, strict=True)]
+    (tmp_path / "whole.csv").write_text("\n".join(["file,class,fold", *lines]) + "\n")
+    values = tiny.recipe_values(tiny_root)["pairs"]["tones"] | {"table": str(tmp_path / "whole.csv")}
+    make_recipe(pairs={"tones": values})
+    arguments = ["suspects", tmp_path / "recipe.yaml", "--pairs", "tones", "--neighbours", "3", "--out"]
+    common = ["--cache", tmp_path / "cache"]
+    assert main([str(one) for one in [*arguments, tmp_path / "suspects.csv", *common]]) == 0
+    with (tmp_path / "suspects.csv").open(newline="") as stream:
+        found = [row["file"] for row in csv.DictReader(stream)]
+    assert found and {*found} <= {str(elsewhere), *(f"{index}.wav" for index in range(1, 18))}
+    left = read_pairs(make_recipe(pairs={"tones": values | {"exclude": str(tmp_path / "suspects.csv")}}), "tones")
+    assert len(left["train"].media) == len(paths) - len(found)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -22,7 +22,7 @@ from training.features import cached_features
 from training.flags import add_flags
 from training.measure.select.sides import Floats, Rows, Side, each
 from training.measure.select.streaming import Sizes, nearest
-from training.pairs import Pairs, read_pairs
+from training.pairs import Pairs, media_name, read_pairs
 from training.recipe import load_recipe
 
 
@@ -110,6 +110,6 @@ def _write(out: Path, pairs: Pairs, votes: Verdict, folder: Path) -> None:
         table.writerow(["file", "label", "neighbours_say", "share", "own_share"])
         for row in votes.doubtful():
             label, other = pairs.classes[pairs.labels[row]], pairs.classes[votes.other[row]]
-            medium = pairs.media[row]
-            file = medium.relative_to(folder) if isinstance(medium, Path) else medium.name
-            table.writerow([file, label, other, f"{votes.share[row]:.3f}", f"{votes.own[row]:.3f}"])
+            table.writerow(
+                [media_name(pairs.media[row], folder), label, other, f"{votes.share[row]:.3f}", f"{votes.own[row]:.3f}"]
+            )

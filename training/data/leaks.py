@@ -6,7 +6,6 @@ Pictures are compared by perceptual hashes, over all sources of a recipe; record
 
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from service.contract.images import decode_image
 from training.data.duplicates import Images, perceptual_hash
 from training.data.shards import Medium, identity
 from training.files import write
-from training.pairs import Pairs, Split
+from training.pairs import Pairs, Split, group_of, media_name
 from training.recipe import Recipe
 
 Read = Mapping[str, Mapping[Split, Pairs]]
@@ -39,13 +38,14 @@ def without_leaks(recipe: Recipe, read: Read, cache: Path) -> dict[str, dict[Spl
                     tests.add(fingerprint)
     for name, splits in read.items():
         source, tested = recipe.pairs[name], _groups(recipe, name, splits["test"])
+        folder = recipe.path(source.folder)
         for split in ("train", "validation"):
             part: Pairs = splits[split]
+            kept = [group_of(source.group, media_name(path, folder)) not in tested for path in part.media]
             if source.modality == "image" and recipe.leaks.image is not None:
                 prints = hashes.of(part.media, f"{name} {split} hashes")
-                kept = [one is None or next(tests.resembled(one), None) is None for one in prints]
-            else:
-                kept = [_group(source.group, path) not in tested for path in part.media]
+                alone = (one is None or next(tests.resembled(one), None) is None for one in prints)
+                kept = [of_group and of_looks for of_group, of_looks in zip(kept, alone, strict=True)]
             if not all(kept):
                 lost = len(kept) - sum(kept)
                 what = f"{lost:,} of {len(kept):,} {split} media are in a test split, exactly or nearly: left out"
@@ -72,12 +72,8 @@ def _groups(recipe: Recipe, name: str, part: Pairs) -> set[str | None]:
     pattern = recipe.pairs[name].group
     if pattern is None or not recipe.leaks.group:
         return set()
-    return {_group(pattern, path) for path in part.media} - {None}
-
-
-def _group(pattern: str | None, path: Medium) -> str | None:
-    match = re.search(pattern, path.name) if pattern else None
-    return None if match is None else match[1]
+    folder = recipe.path(recipe.pairs[name].folder)
+    return {group_of(pattern, media_name(path, folder)) for path in part.media} - {None}
 
 
 class _Hashes:

@@ -8,6 +8,7 @@ the vectors of the names that their encoders' own classifiers give them.
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,10 +36,11 @@ def captions(recipe: Recipe) -> list[str]:
     for name, source in recipe.texts.items():
         path = recipe.path(source.table)
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise PairError(f"texts.{name}: {path} cannot be read: {error.strerror}") from None
-        plain = gzip.decompress(content) if path.suffix == ".gz" else content
+            plain = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        except (OSError, EOFError, zlib.error) as error:
+            raise PairError(
+                f"texts.{name}: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+            ) from None
         number = 0
         try:
             lines = io.StringIO(plain.decode("utf-8-sig"), newline="")

@@ -22,10 +22,8 @@ def emergent_figures(
     `vectors` (Q, D) are unit vectors of the queries' media, `media` (N, D) those of the galleries' one after the other.
     Raises PairError where the spec does not fit the pairs.
     """
-    if queries.labels is None:
-        raise PairError(f"emergent.{name}: {spec.queries} has no labels")
-    if unknown := sorted(set(spec.shows) - set(queries.classes)):
-        raise PairError(f"emergent.{name}.shows: {unknown[0]} is no class of {spec.queries}")
+    check_queries(name, spec, queries)
+    assert queries.labels is not None
     showing = [shown(one, spec.shows) for one in gallery]
     relevant = {label: np.concatenate([one[label] for one in showing]) for label in spec.shows}
     labels = [queries.classes[label] for label in queries.labels]
@@ -41,6 +39,14 @@ def emergent_figures(
         f"{name}.chance": round(float(chance.mean()), 2),
         f"{name}.queries": len(rows),
     }
+
+
+def check_queries(name: str, spec: EmergentSpec, queries: Pairs) -> None:
+    """Raises PairError where the queries' test split has not the classes that the spec names."""
+    if queries.labels is None:
+        raise PairError(f"emergent.{name}: {spec.queries} has no labels in its test split")
+    if unknown := sorted(set(spec.shows) - set(queries.classes)):
+        raise PairError(f"emergent.{name}.shows: {unknown[0]} is no class of {spec.queries}")
 
 
 def shown(pairs: Pairs, words: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.bool_]]:
