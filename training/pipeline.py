@@ -62,7 +62,24 @@ def pairs(recipe: Recipe, cache: Path | None = None) -> AllPairs:
             classes = len(part.classes) if part.labels is not None else 0
             counts = f"{len(part.media):>9,}{len(part.texts):>9,}{len(part.links):>9,}{classes or '':>9}"
             print(f"{name:16}{split:12}{counts}", file=sys.stderr)
+    _check_contrast(recipe, result)
+    paired = {source.modality for source in recipe.pairs.values()}
+    for modality in [modality for modality in recipe.encoders if modality != "text" and modality not in paired]:
+        print(f"encoders.{modality}: no pairs have such media, so there will be no such tower", file=sys.stderr)
     return result
+
+
+def _check_contrast(recipe: Recipe, read: AllPairs) -> None:
+    """Raises PairError where the train splits have not two media and two texts or classes to tell apart."""
+    taught = [read[name]["train"] for name, source in recipe.pairs.items() if source.supervision == "pairs"]
+    taught = [part for part in taught if part.weight]
+    if recipe.texts or any(source.supervision == "concepts" for source in recipe.pairs.values()) or not taught:
+        return  # names of concepts are texts too
+    said = sum(len(part.texts if part.labels is None else np.unique(part.labels)) for part in taught)
+    media = sum(len(part.media) for part in taught)
+    if min(said, media) < 2:
+        names = ", ".join(f"pairs.{part.name}" for part in taught)
+        raise PairError(f"{names}: {media:,} media with {said:,} texts or classes to train on: nothing to tell apart")
 
 
 def encoders(recipe: Recipe, cache: Path | None = None) -> Encoders:

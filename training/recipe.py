@@ -153,6 +153,10 @@ class EncoderSource(_Model):
         return self
 
 
+_TAUGHT = ("pairs", "concepts")
+"""Supervisions of pairs from which something is learned."""
+
+
 class PairSource(_Model):
     """A set of (media, text) pairs: captions, or labels turned into captions by templates."""
 
@@ -246,7 +250,7 @@ class PairSource(_Model):
 class ProjectorSpec(_Model):
     kind: Literal["ridge", "cca", "linear", "mlp", "token"] = "mlp"
     """Closed forms (ridge, cca) and trained heads; all but linear maps must beat the linear baseline to ship."""
-    dimensions: int = Field(default=512, gt=0)
+    dimensions: int = Field(default=512, gt=1)
     hidden: int = Field(default=1024, gt=0)
     """Width inside mlp."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -346,7 +350,7 @@ class TrainSpec(_Model):
     patience: int | None = Field(default=10, gt=0)
     """Validations without a gain after which training ends: the rate falls to zero over a tenth of the steps so far.
     None: it goes on to the last step."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     objective: ObjectiveSpec = ObjectiveSpec()
     regularise: RegulariserSpec = RegulariserSpec()
     until: dict[str, float] = {}
@@ -362,6 +366,15 @@ class TrainSpec(_Model):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tensorboard: bool = False
     """Write losses and validation for TensorBoard beside the checkpoint (needs the package tensorboard)."""
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if self.batch_size < 2 * self.objective.captions:
+            raise ValueError(
+                f"batch_size {self.batch_size} with objective.captions {self.objective.captions} leaves fewer than two "
+                "media in a batch: nothing to tell apart"
+            )
+        return self
 
 
 class ExportSpec(_Model):
@@ -499,7 +512,8 @@ class Recipe(_Model):
         for name, share in self.train.until.items():
             if name not in self.pairs or not 0 < share < 1:
                 raise ValueError(f"train.until.{name}: it must name pairs, and lie between 0 and 1")
-        if self.pairs and set(self.train.until) >= set(self.pairs):
+        taught = {name for name, source in self.pairs.items() if source.weight and source.supervision in _TAUGHT}
+        if taught and set(self.train.until) >= taught:
             raise ValueError("train.until ends every source: one must last")
         if self.projector.needs_tokens and any(source.pooling == "both" for source in self.encoders.values()):
             raise ValueError(f"a {self.projector.kind} projector takes one width: pooling cannot be both")

@@ -78,6 +78,35 @@ def test_what_only_later_steps_need_is_looked_at_first(
     assert re.search(said, capsys.readouterr().err.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["0.png,red"], "1 media with 1 texts or classes to train on: nothing to tell apart"),
+        (["0.png,red", "1.png,red"], "2 media with 1 texts or classes to train on"),
+        (["0.png,red", "0.png,blue"], "1 media with 2 texts or classes to train on"),
+        (["0.png,собака", "1.png,кошка"], "encoders.text gives all 2 texts of the train split the same features"),
+    ],
+)
+def test_pairs_that_cannot_be_told_apart_are_not_trained_on(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[str], said: str
+) -> None:
+    (tmp_path / "few.csv").write_text("\n".join(["file,caption", *rows]) + "\n", encoding="utf-8")
+    pairs = {"few": {"modality": "image", "folder": "pictures", "table": str(tmp_path / "few.csv"), "text": "caption"}}
+    recipe = tiny.write_recipe(tmp_path / "few.yaml", tiny.recipe_values(tiny_root, pairs=pairs))
+    assert main(["train", str(recipe), "--work", str(tmp_path / "work"), "--cache", str(tmp_path / "cache")]) == 2
+    told = capsys.readouterr().err
+    assert said in told.splitlines()[-1]
+    assert "encoders.audio: no pairs have such media" in told or "encoders.text" not in said
+
+
+def test_one_class_cannot_be_learned(tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.csv").write_text("file,class\n0.wav,tone\n1.wav,tone\n2.wav,tone\n")
+    pairs = {"one": {"modality": "audio", "folder": "sounds", "table": str(tmp_path / "one.csv"), "label": "class"}}
+    recipe = tiny.write_recipe(tmp_path / "one.yaml", tiny.recipe_values(tiny_root, pairs=pairs))
+    assert main(["train", str(recipe), "--work", str(tmp_path / "work"), "--cache", str(tmp_path / "cache")]) == 2
+    assert "3 media with 1 texts or classes" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.full
 def test_training_imports_nothing_of_service_but_the_contract() -> None:
     code = (

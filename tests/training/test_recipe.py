@@ -46,10 +46,17 @@ def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, mo
         ("train.ema=0.9", "train.ema is gone, because an average of the weights gained nothing"),
         ("train.until={tone: 0.5}", "train.until.tone: it must name pairs"),
         ("train.until={tones: 0.5, pictures: 0.5}", "one must last"),
+        (
+            "pairs={pictures: {modality: image, table: a, text: b, weight: 0}, tones: {modality: audio, folder: c}}",
+            "must last",
+        ),
         ("encoders.image.layers=[3, 3]", "layers must be different"),
         ("licences=[{of: a, licence: CC-BY-NC-4.0, commercial: true}]", "licences.0: .*forbids commercial use"),
         ("licences=[{of: a}]", "licences.0.licence: Field required"),
         ("terms=[{of: a}]", "terms.0.terms: Field required"),
+        ("train.seed=-1", "train.seed: Input should be greater than or equal to 0"),
+        ("train.objective.captions=5", "batch_size 8 with objective.captions 5 leaves fewer than two media"),
+        ("projector.dimensions=1", "projector.dimensions: Input should be greater than 1"),
         ("encoders=resnet", "encoders: Input should be a valid dictionary"),
         ("pairs=captions", "pairs: Input should be a valid dictionary"),
         ("train.steps=[1", "--set train.steps=.*is not YAML: put it into quotation marks"),
@@ -72,6 +79,12 @@ def test_a_wrong_value_is_named(tmp_path: Path, override: str, message: str) -> 
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_values(tmp_path))
     with pytest.raises(RecipeError, match=message):
         load_recipe(path, [override])
+
+
+def test_a_source_that_lasts_must_teach_something(tmp_path: Path) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_values(tmp_path))
+    with pytest.raises(RecipeError, match="one must last"):
+        load_recipe(path, ["train.until={tones: 0.5}", "pairs.pictures.weight=0"])
 
 
 def test_unreadable_recipes_say_why(tmp_path: Path) -> None:

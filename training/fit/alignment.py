@@ -329,6 +329,14 @@ def _standardise(heads: Mapping[Modality, Head], data: Data) -> None:
         standardise = head.pooled.standardise
         assert isinstance(standardise, Standardise)
         standardise.fit(torch.from_numpy(block[:, : head.width]) for part in features for block in part.blocks())
+        if standardise.constant:
+            what, why = (
+                ("texts", "Does it know none of their words?") if modality == "text" else ("media", "Are all one?")
+            )
+            raise FitError(
+                f"nothing can be learned: encoders.{modality} gives all {sum(map(len, features)):,} {what} of the "
+                f"train split the same features. {why}"
+            )
 
 
 @torch.no_grad()

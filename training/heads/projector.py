@@ -11,6 +11,9 @@ from service.contract.bundle import Modality, ProjectorKind
 from training.heads.querybank import MediaReserve, TextReserve
 from training.recipe import ProjectorSpec
 
+_LEAST_DEVIATION = 1e-3
+"""Standard deviation below which a feature counts as one that does not vary."""
+
 
 class Standardise(nn.Module):
     """(y - mean) / std per feature of y = sign(x) |x|^power, with statistics of the training features; (…, d) → (…, d).
@@ -39,7 +42,12 @@ class Standardise(nn.Module):
         variance = (squares - total.square() / count) / max(1, count - 1)
         self.mean.copy_(origin + total / count)
         # A feature that never varies says nothing: dividing by its tiny deviation would only amplify noise.
-        self.scale.copy_(1.0 / variance.clamp_min(0).sqrt().clamp_min(1e-3))
+        self.scale.copy_(1.0 / variance.clamp_min(0).sqrt().clamp_min(_LEAST_DEVIATION))
+
+    @property
+    def constant(self) -> bool:
+        """Return whether no feature varied in what was fitted."""
+        return bool((self.scale >= 1.0 / _LEAST_DEVIATION).all())
 
     def forward(self, x: Tensor) -> Tensor:
         return (self._compressed(x) - self.mean) * self.scale
