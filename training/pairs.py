@@ -344,6 +344,10 @@ def table_files(recipe: Recipe, name: str, source: PairSource) -> list[str]:
         absent = next((file for file in files if "://" not in file and not Path(file).is_file()), None)
         if absent is not None or not files:
             what = f"{absent} is not there" if absent else f"{pattern} matches no file"
+            if splits := sorted({path.parent.name for path in recipe.path(Path(pattern)).glob("*/*.arrow")}):
+                raise PairError(
+                    f"pairs.{name}: {pattern} has the splits {', '.join(splits)}: name one, {pattern}/SPLIT"
+                )
             raise PairError(f"pairs.{name}: {what}; {_HOW_TO_SET_ROOT}")
         named += files
     return named
@@ -382,7 +386,7 @@ def _shard_rows(name: str, source: PairSource, files: Sequence[str]) -> Iterator
             told += [row] if len(told) < _TOLD else []
     if damaged > max(1, BROKEN * len(files)):  # how many samples each has lost cannot be known
         raise PairError(f"pairs.{name}: {damaged:,} of {len(files):,} shards are damaged, such as: {damage}")
-    if broken > max(1, BROKEN * total):
+    if broken > max(1, BROKEN * total) or 0 < broken == total:
         raise PairError(f"pairs.{name}: {broken:,} of {total:,} samples cannot be used, the first: {told[0]}")
     if broken:
         lines = [f"pairs.{name}: {broken:,} of {total:,} samples cannot be used and are left out:", *told]

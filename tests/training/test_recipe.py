@@ -46,10 +46,6 @@ def test_overrides_beat_the_environment_and_it_beats_the_file(tmp_path: Path, mo
         ("train.ema=0.9", "train.ema is gone, because an average of the weights gained nothing"),
         ("train.until={tone: 0.5}", "train.until.tone: it must name pairs"),
         ("train.until={tones: 0.5, pictures: 0.5}", "one must last"),
-        (
-            "pairs={pictures: {modality: image, table: a, text: b, weight: 0}, tones: {modality: audio, folder: c}}",
-            "must last",
-        ),
         ("encoders.image.layers=[3, 3]", "layers must be different"),
         ("licences=[{of: a, licence: CC-BY-NC-4.0, commercial: true}]", "licences.0: .*forbids commercial use"),
         ("licences=[{of: a}]", "licences.0.licence: Field required"),

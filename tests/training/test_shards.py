@@ -203,7 +203,7 @@ def test_class_labels_of_datasets_and_names_of_files(make_recipe: MakeRecipe, tm
     assert train.classes == ["red", "dull"] and train.media == [tiny_root / "pictures" / file for file in rows["file"]]
 
 
-def captioned(path: Path, **columns: list[Any]) -> dict[str, Any]:
+def captioned(path: Path, **columns: Any) -> dict[str, Any]:
     parquet.write_table(pa.table(columns), path, row_group_size=4)
     return {"modality": "image", "table": str(path), "media": "picture", "text": "text"}
 
@@ -261,6 +261,35 @@ def test_too_many_damaged_shards_are_another_set(make_recipe: MakeRecipe, tmp_pa
         (tmp_path / f"{number}.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(PairError, match=r"2 of 4 shards are damaged, such as: .*3.tar is damaged"):
         read_pairs(make_recipe(pairs={"sharded": values}), "sharded")
+
+
+def test_the_only_shard_being_damaged_is_what_is_said(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(b"no tar" * 200)
+    values = {"modality": "image", "table": str(tmp_path / "0.tar"), "media": "png", "text": "captions"}
+    with pytest.raises(PairError, match=r"1 of 1 samples cannot be used, the first: .*0.tar is damaged"):
+        read_pairs(make_recipe(pairs={"sharded": values}), "sharded")
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_caption(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [{"png": b"1", "txt": "\ufeffa dog".encode()}])
+    values = {"modality": "image", "table": str(tmp_path / "0.tar"), "media": "png", "text": "txt"}
+    assert read_pairs(make_recipe(pairs={"sharded": values}), "sharded")["train"].texts == ["a dog"]
+
+
+def test_names_of_files_may_be_kept_as_a_dictionary(make_recipe: MakeRecipe, tmp_path: Path, tiny_root: Path) -> None:
+    values = captioned(
+        tmp_path / "0.parquet", picture=pa.array(["0.png", "1.png"]).dictionary_encode(), text=["a", "b"]
+    )
+    train = read_pairs(make_recipe(pairs={"named": values | {"folder": "pictures"}}), "named")["train"]
+    assert train.media == [tiny_root / "pictures/0.png", tiny_root / "pictures/1.png"]
+
+
+def test_a_folder_of_saved_splits_names_them(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    part = datasets.Dataset.from_dict({"file": ["0.png"], "text": ["a"]})
+    datasets.DatasetDict(test=part, train=part).save_to_disk(tmp_path / "saved")
+    values = {"modality": "image", "table": str(tmp_path / "saved"), "text": "text"}
+    with pytest.raises(PairError, match=r"saved has the splits test, train: name one, .*saved/SPLIT"):
+        read_pairs(make_recipe(pairs={"saved": values}), "saved")
 
 
 def test_lists_of_samples_need_shards_of_different_names(make_recipe: MakeRecipe, tmp_path: Path) -> None:

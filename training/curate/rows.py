@@ -119,7 +119,7 @@ def _sample(key: str, parts: dict[str, bytes], shard: str, source: PoolSource) -
         fields = json.loads(parts.get("json", b"{}"))
         if not isinstance(fields, dict):
             raise ValueError("its .json is no object")
-        text = parts[source.text].decode() if source.text in parts else fields.pop(source.text, "")
+        text = parts[source.text].decode("utf-8-sig") if source.text in parts else fields.pop(source.text, "")
     except ValueError as error:
         raise CurateError(f"{where}: {error}") from None
     extension = next((one for one in (source.media or "").lower().split(";") if one in parts), None)

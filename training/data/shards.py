@@ -162,7 +162,7 @@ def _row(
         values = json.loads(parts.get("json", b"{}"))
         if not isinstance(values, dict):
             raise ValueError("its .json is no object")
-        values |= {name: parts[name].decode() for name in columns if isinstance(parts.get(name), bytes)}
+        values |= {name: parts[name].decode("utf-8-sig") for name in columns if isinstance(parts.get(name), bytes)}
     except ValueError as error:
         return f"{shard}/{key}: {error}"
     chosen = next((name for name in media.lower().split(";") if name in parts), None)
@@ -180,7 +180,8 @@ def _records(shard: str, media: str, columns: Sequence[str]) -> Iterator[dict[st
         table = _Table(shard)
         if absent := [name for name in (media, *columns) if name not in table.schema.names]:
             raise ShardError(f"{shard} has no column {absent[0]}; it has {', '.join(table.schema.names)}")
-        named = str(table.schema.field(media).type) in ("string", "large_string")
+        kind = table.schema.field(media).type
+        named = str(getattr(kind, "value_type", kind)) in ("string", "large_string", "string_view")
         labels = table.labels()
         for start, batch in table.batches([*([media] if named else []), *columns], 0, _ROWS):
             for number, values in enumerate(batch.to_pylist(), start):
