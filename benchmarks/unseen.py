@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         data = pipeline.features(split, frozen, pipeline.pairs(split), cache)
         work = options.work / f"unseen-{number}"
         names = named(split, frozen, cache)
-        kept = pipeline.saved(recipe, options.work / "projectors.safetensors")  # anew: its banks are changed below
+        # Anew: its banks are changed below.
+        kept = pipeline.saved(recipe, options.work / "projectors.safetensors", frozen)
         trained = train(split, data, work, frozen={"text": kept.heads["text"]}, names={"audio": names["audio"]})
         if (
             recipe.projector.querybank

@@ -104,19 +104,18 @@ def _hubs(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     if not recipe.projector.querybank:
         raise RecipeError(f"{options.recipe}: projector.querybank is 0: there is no correction of hubs to fit")
     frozen, _, data = pipeline.prepare(recipe, options.cache)
-    trained = pipeline.saved(recipe, options.projectors or options.work / "projectors.safetensors")
+    trained = pipeline.saved(recipe, options.projectors or options.work / "projectors.safetensors", frozen)
     corrected = pipeline.refit(recipe, frozen, data, trained, options.cache, options.work)
     return {"projectors": str(options.work / "projectors.safetensors"), **corrected.ladder}
 
 
 def _export(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     projectors = options.projectors or options.work / "projectors.safetensors"
-    trained = pipeline.saved(recipe, projectors)
+    frozen = pipeline.encoders(recipe, options.cache)
+    trained = pipeline.saved(recipe, projectors, frozen)
     measured = options.evaluation or projectors.with_name("evaluation.json")
     figures = json.loads(measured.read_text()) if measured.is_file() else {}
-    bundle = pipeline.export(
-        recipe, pipeline.encoders(recipe, options.cache), trained, figures, options.out, options.samples
-    )
+    bundle = pipeline.export(recipe, frozen, trained, figures, options.out, options.samples)
     return {"bundle": str(bundle.path), "space": bundle.manifest.space, **bundle.manifest.evaluation}
 
 

@@ -182,7 +182,7 @@ def fit(recipe: Recipe, frozen: Encoders, data: Data, cache: Path, work: Path) -
         return trained
     if given and recipe.projector.querybank:
         trained = with_querybank(recipe, trained, data, names, captions=[texts])
-    return _finished(recipe, data, trained, work)
+    return _finished(recipe, frozen, data, trained, work)
 
 
 def refit(recipe: Recipe, frozen: Encoders, data: Data, trained: Trained, cache: Path, work: Path) -> Trained:
@@ -190,13 +190,14 @@ def refit(recipe: Recipe, frozen: Encoders, data: Data, trained: Trained, cache:
     texts = [caption_features(recipe, frozen["text"], cache)] if recipe.texts else []
     set_rise(trained.heads, recipe.projector.rise)
     corrected = with_querybank(recipe, uncorrected(trained), data, named(recipe, frozen, cache), captions=texts)
-    return _finished(recipe, data, corrected, work)
+    return _finished(recipe, frozen, data, corrected, work)
 
 
-def _finished(recipe: Recipe, data: Data, trained: Trained, work: Path) -> Trained:
+def _finished(recipe: Recipe, frozen: Encoders, data: Data, trained: Trained, work: Path) -> Trained:
     """The heads with what is learned once they are chosen; write projectors.safetensors and training.json."""
     learned = learn(recipe, trained.heads, data, trained.temperature)
-    trained = replace(trained, abstention=learned, licences=licences_of(recipe))
+    learned_from = {modality: frozen[modality].weights_sha256 for modality in trained.heads}
+    trained = replace(trained, abstention=learned, licences=licences_of(recipe), encoders=learned_from)
     work.mkdir(parents=True, exist_ok=True)
     save_projectors(work / "projectors.safetensors", trained)
     record = {"history": trained.history, **trained.ladder, **trained.timing}
@@ -293,14 +294,25 @@ def export(
     return export_bundle(recipe, frozen, trained, out, evaluation=evaluation, samples=_samples(recipe, frozen, samples))
 
 
-def saved(recipe: Recipe, projectors: Path) -> Trained:
+def saved(recipe: Recipe, projectors: Path, frozen: Encoders) -> Trained:
     """The projectors of an earlier `train` step, with its history where training.json lies beside them.
 
-    Raises PairError where there are none.
+    Raises TrainingError where there are none, or where they learned from other encoders. An int8 encoder is quantised
+    anew on each machine, and its weights are not compared.
     """
     if not projectors.is_file():
         raise PairError(f"{projectors} is not there: run the train step first")
     trained, record = load_projectors(projectors, recipe), projectors.with_name("training.json")
+    for modality, head in trained.heads.items():
+        if (encoder := frozen.get(modality)) is None:
+            continue
+        width = head.width + (0 if head.branch is None else len(head.branch.names))
+        known = trained.encoders.get(modality) if encoder.precision != "int8" else None
+        if width != encoder.width or known not in (None, encoder.weights_sha256):
+            raise PairError(
+                f"{projectors} learned from the features of another encoder than encoders.{modality} is now "
+                f"({encoder.source}): run the train step again"
+            )
     return replace(trained, history=json.loads(record.read_text())["history"]) if record.is_file() else trained
 
 

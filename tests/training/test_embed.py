@@ -160,3 +160,13 @@ def test_another_plan_is_not_mixed_with_the_first(bundle_dir: Path, table: Path,
         arguments = ["embed", str(bundle_dir), "--data", str(table), "--out", str(tmp_path / "out"), *others]
         assert main(arguments) == 2
         assert "give another --out" in capsys.readouterr().err
+
+
+def test_a_plan_that_failed_leaves_no_rows_behind(bundle_dir: Path, media: Path, tmp_path: Path, capsys: Any) -> None:
+    table = media / "named.csv"
+    table.write_text("file\nred.png\nred.png\nred.png\n,too,many\n")
+    common = [bundle_dir, "--data", table, "--out", tmp_path / "out", "--shard", 1]
+    assert main(["embed", *map(str, common)]) == 2
+    table.write_text("file\nred.png\n")
+    said = embed(capsys, *common)
+    assert (said["items"], said["shards"]) == (1, 1)

@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from service.contract.bundle import read_bundle
 from tests.training import tiny
@@ -105,6 +107,36 @@ def test_one_class_cannot_be_learned(tiny_root: Path, tmp_path: Path, capsys: py
     recipe = tiny.write_recipe(tmp_path / "one.yaml", tiny.recipe_values(tiny_root, pairs=pairs))
     assert main(["train", str(recipe), "--work", str(tmp_path / "work"), "--cache", str(tmp_path / "cache")]) == 2
     assert "3 media with 1 texts or classes" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_heads_are_for_the_encoders_that_they_learned_from(
+    recipe: Path, tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_root / "resnet", tmp_path / "resnet")
+    common = [str(recipe), "--cache", str(tmp_path / "cache"), "--set", "train.steps=4", "--set"]
+    common += [f"encoders.image.folder={folder}", "--work"]
+    assert main(["train", *common, str(tmp_path / "one")]) == 0
+    assert main(["evaluate", *common, str(tmp_path / "one")]) == 0
+    capsys.readouterr()
+    for other, said in (("dinov2", "another encoder than encoders.image"), ("roberta", "")):
+        changed = f"encoders.{'image' if said else 'text'}.folder={tiny_root / other}"
+        assert main(["evaluate", *common, str(tmp_path / "one"), "--set", changed]) == 2
+        assert "run the train step again" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["evaluate", *common, str(tmp_path / "one"), "--set", "projector.dimensions=8"]) == 2
+    assert "does not fit the recipe's projector" in capsys.readouterr().err
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {key: value * 2 if value.ndim == 4 else value for key, value in weights.items()}, folder / "model.safetensors"
+    )
+    for command in (["evaluate"], ["export", "--out", str(tmp_path / "bundle")]):  # of the same widths
+        assert main([*command, *common, str(tmp_path / "one")]) == 2
+        assert "another encoder than encoders.image is now" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["train", *common, str(tmp_path / "two")]) == 0
+    files = [str(tmp_path / run / "projectors.safetensors") for run in ("one", "two")]
+    assert main(["merge", *files, "--out", str(tmp_path / "merged.safetensors")]) == 2
+    assert "different encoders of image" in capsys.readouterr().err
+    assert main(["merge", str(tmp_path / "one"), files[1], "--out", str(tmp_path / "merged.safetensors")]) == 2
+    assert "is a folder: name the projectors.safetensors in it" in capsys.readouterr().err
 
 
 @pytest.mark.full

@@ -70,7 +70,7 @@ def _recipe(options: argparse.Namespace) -> dict[str, Any]:
     recipe = load_recipe(options.target, options.overrides)
     work = options.work or Path("build/work") / recipe.name
     frozen, _, data = pipeline.prepare(recipe, options.cache)
-    trained = pipeline.saved(recipe, work / "projectors.safetensors")
+    trained = pipeline.saved(recipe, work / "projectors.safetensors", frozen)
     return pipeline.evaluate(recipe, frozen, data, trained, options.cache, work)
 
 
@@ -127,7 +127,7 @@ def _measure(bundle: Bundle, pairs: Pairs, wording: Wording, cache: Path) -> tup
         result = captioned(kept, vectors, encoded("text", kept.texts, f"{pairs.name} captions"))
     else:
         templates = wording.of(modality, bundle.manifest.templates.get(modality, []))
-        prompts = [template.format(name) for name in kept.classes for template in templates]
+        prompts = [template.replace("{}", name) for name in kept.classes for template in templates]
         class_prompts = [
             (index, prompt) for index, name in enumerate(kept.classes) for prompt in wording.prompts_of(name)
         ]

@@ -115,6 +115,9 @@ def _check(first: Path, ours: File, second: Path, theirs: File) -> None:
             f"{first} and {second} are not of one kind: {different} is {shapes.get(different, 'absent')} "
             f"and {others.get(different, 'absent')}"
         )
+    learned = [json.loads(file[1].get("encoders", "{}")) for file in (ours, theirs)]
+    if other := next((m for m, encoder in learned[0].items() if learned[1].get(m, encoder) != encoder), None):
+        raise MergeError(f"{first} and {second} learned from the features of different encoders of {other}")
     rises = [float(file[1].get("rise", "0")) for file in (ours, theirs)]
     if rises[0] != rises[1]:
         raise MergeError(f"{first} and {second} were trained with projector.rise {rises[0]:g} and {rises[1]:g}")

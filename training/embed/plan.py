@@ -55,6 +55,8 @@ def plan(out: Path, manifest: Manifest, data: Sequence[Path], root: Path | None,
         return
     folder = out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
+    for rows in folder.glob("*.jsonl"):
+        rows.unlink()  # of a plan that was not finished: what it had more than this one would be embedded too
     number, count = 0, 0
     stream = None
     try:

@@ -39,6 +39,8 @@ class Trained:
     """Which inputs are of none of the labels, by modality."""
     licences: tuple[Licence, ...] = ()
     """The licences of what the heads learned from, as far as it was stated when they did; a recipe may state more."""
+    encoders: Mapping[Modality, str] = field(default_factory=dict)
+    """Hash of the encoder whose features each head learned from; empty where an earlier version trained it."""
     timing: Mapping[str, float] = field(default_factory=dict)
     """`step_s`, seconds of a step, and `host_share`, how much of them it waited for its batch."""
 
@@ -74,6 +76,7 @@ def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
             {modality: detector.model_dump() for modality, detector in trained.abstention.items()}
         ),
         "init": trained.init,
+        "encoders": json.dumps(dict(trained.encoders)),
         "licences": licences_json(trained.licences),
         "rise": repr(rise_of(trained.heads)),
     }
@@ -83,6 +86,8 @@ def save_projectors(path: Path, trained: Trained, half: bool = False) -> None:
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a projectors.safetensors. Raises TrainingError."""
+    if path.is_dir():
+        raise TrainingError(f"{path} is a folder: name the projectors.safetensors in it")
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
@@ -92,7 +97,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_projectors(path: Path, recipe: Recipe) -> Trained:
-    """Rebuild what `save_projectors` wrote, for a recipe. Raises ValueError where the two do not fit.
+    """Rebuild what `save_projectors` wrote, for a recipe. Raises TrainingError where the two do not fit.
 
     A linear head fits every recipe of its dimensions: it is what ships where the recipe's own did not beat it.
     """
@@ -105,7 +110,7 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
             continue
         first = state.get("local.norm.weight", state.get("pooled.standardise.mean"))
         if first is None:
-            raise ValueError(f"{path} holds no {modality} projector of a known kind")
+            raise TrainingError(f"{path} holds no {modality} projector of a known kind")
         spec = recipe.projector
         if kinds.get(modality) == "linear":
             spec = spec.model_copy(update={"kind": "linear"})
@@ -114,17 +119,17 @@ def load_projectors(path: Path, recipe: Recipe) -> Trained:
         try:
             head.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{path} does not fit the recipe's projector: {error}") from None
+            raise TrainingError(f"{path} does not fit the recipe's projector: {error}") from None
         heads[modality] = head.eval().requires_grad_(False)
     if not heads:
-        raise ValueError(f"{path} holds no projectors")
+        raise TrainingError(f"{path} holds no projectors")
     set_rise(heads, float(metadata.get("rise", "0")))  # what they were measured with, whatever the recipe has now
     ladder, init = json.loads(metadata.get("ladder", "{}")), metadata.get("init", "")
     learned = json.loads(metadata.get("abstention", "{}"))
     detectors = {modality: Detector.model_validate(detector) for modality, detector in learned.items()}
     licences = tuple(map(Licence.model_validate, json.loads(metadata.get("licences", "[]"))))
-    means = json.loads(metadata["means"])
-    return Trained(heads, float(metadata["temperature"]), means, [], ladder, init, detectors, licences)
+    means, encoders = json.loads(metadata["means"]), json.loads(metadata.get("encoders", "{}"))
+    return Trained(heads, float(metadata["temperature"]), means, [], ladder, init, detectors, licences, encoders)
 
 
 def rise_of(heads: Mapping[Modality, Head]) -> float:
