@@ -625,13 +625,22 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
             if not isinstance(inner, dict):
                 raise RecipeError(f"--set {override}: {parent} is not a mapping")
         try:
-            inner[last] = yaml.load(value, UniqueKeys)
+            inner[last] = parse_yaml(value)
         except yaml.YAMLError:
             raise RecipeError(f"--set {override}: {value!r} is not YAML: put it into quotation marks") from None
     return values
 
 
-class UniqueKeys(yaml.SafeLoader):
+def parse_yaml(text: str) -> Any:
+    """Return the plain values of a YAML text. Raises yaml.YAMLError, also where a mapping states a key twice."""
+    loader = _UniqueKeys(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+class _UniqueKeys(yaml.SafeLoader):
     """YAML whose mappings have each key once: of two, PyYAML would take the last without a word."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -649,7 +658,7 @@ class UniqueKeys(yaml.SafeLoader):
 def _mapping(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds, as it stands there. Raises RecipeError."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

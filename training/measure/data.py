@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from service.contract.bundle import Modality
 from training.errors import TrainingError
 from training.pairs import FILE_COLUMNS, SUFFIXES, Gathered, Pairs, read_table, readable
-from training.recipe import UniqueKeys, checked
+from training.recipe import checked, parse_yaml
 
 _LABEL = ("label", "class", "category")
 _CAPTION = ("caption", "text")
@@ -57,7 +57,7 @@ def read_wording(path: Path | None) -> Wording:
         return Wording()
     try:
         text = path.read_text(encoding="utf-8-sig")
-        values: Any = yaml.load(text, UniqueKeys) if path.suffix in (".yaml", ".yml", ".json") else None
+        values: Any = parse_yaml(text) if path.suffix in (".yaml", ".yml", ".json") else None
         if values is None:
             values = {"templates": [line.strip() for line in text.splitlines() if line.strip()]}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
