@@ -1,4 +1,4 @@
-"""What is in a serving image, as a CycloneDX document: python .ci/sbom.py OUT.json [cpu | gpu], `cpu` unless told.
+"""Write what a serving image holds, as a CycloneDX document: python .ci/sbom.py OUT.json [cpu | gpu] (cpu).
 
 Made from what is installed here, without a network: this project, the packages that its base and the image's extras ask
 for, and what they ask for in turn, but for what the image leaves out.

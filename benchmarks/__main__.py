@@ -1,4 +1,4 @@
-"""How fast, and how steady, is the service? Each part starts what it measures, and prints a table.
+"""Measure how fast and how steady the service is. Each part starts what it measures, and prints a table.
 
 python -m benchmarks [--only NAME] [--resume] [--bundle build/starter] [--seconds 3] [--rounds 3] [--starts 5]
                      [--overload-minutes 1] [--soak-minutes 5]
@@ -93,7 +93,7 @@ def measure(
     known: dict[str, dict[str, float | None]],
     find: Callable[[str], Part] = find,
 ) -> dict[str, float | None]:
-    """Every key of KEYS; a part that cannot be measured says why, and leaves null. `known` takes what was measured."""
+    """Return all of KEYS; a part that cannot be measured says why, and leaves null. `known` takes what was measured."""
     figures: dict[str, float | None] = dict.fromkeys(KEYS)
     for name in parts:
         print(f"{name} …", flush=True)

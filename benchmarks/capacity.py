@@ -1,4 +1,4 @@
-"""What one core serves: the scenarios of deploy/load/locustfile.py against a server that has one core to itself.
+"""Measure what one core serves: the scenarios of deploy/load/locustfile.py against a server with a core to itself.
 
 python -m benchmarks.capacity [--seconds 15] [--bundle build/starter] [--only Texts]
 

@@ -1,4 +1,4 @@
-"""What becomes of the service, and of its clients, when what it stands on breaks? Breaks it under load, and looks.
+"""Break what the service stands on, under load, and look what becomes of it and of its clients.
 
 python -m benchmarks.chaos [--bundle build/starter] [--seconds 4] [--only FAULT] [--times 1]
 
@@ -210,7 +210,7 @@ Fault = Callable[[Site], AbstractContextManager[None]]
 
 @contextmanager
 def workers(site: Site) -> Iterator[None]:
-    """Every thread of the models and decoders ends, four times. What one had in hand is tried once more, and only once:
+    """End every thread of the models and decoders, four times. What one had in hand is tried once more, and only once:
     it is answered by the next time."""
     for _ in range(4):
         site.server.signal(signal.SIGUSR1)

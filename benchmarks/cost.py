@@ -1,4 +1,4 @@
-"""What does a million of each thing cost? python -m benchmarks.cost [--core-hour 0.04] [--bundle build/starter]
+"""Tell what a million of each thing costs: python -m benchmarks.cost [--core-hour 0.04] [--bundle build/starter]
 
 A server embeds real photographs, sounds and captions, stores items and answers searches by text, over HTTP. Each rate
 is what it did over the processor time that its process took, so that neither the client nor other work on the machine

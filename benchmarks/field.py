@@ -61,7 +61,7 @@ def problem(told: Mapping[str, Any]) -> Answer:
 
 
 class Doors:
-    """Every way in of a server."""
+    """Names every way into a server."""
 
     def __init__(self, address: str, every: Sequence[Sample], folder: Path) -> None:
         self._http = httpx2.Client(base_url=address, timeout=_PATIENCE_S, trust_env=False)

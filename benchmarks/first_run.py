@@ -1,4 +1,4 @@
-"""How long is it from a clone to one's own photograph, and what is it like after that? python -m benchmarks.first_run
+"""Measure how long it is from a clone to one's own photograph, and what it is like then: python -m benchmarks.first_run
 
 Clones this checkout into an empty folder, with an empty pip cache, and runs the README's four commands as a newcomer
 would: clone, serve, index a folder, search. Then it indexes 1,000 photographs of one megapixel, previews included, and

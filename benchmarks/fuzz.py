@@ -63,7 +63,7 @@ class Findings:
 
 
 def specification(server: Server, key: str, examples: int, seed: int, findings: Findings) -> None:
-    """Every operation of openapi.yaml, with every check, also of what is refused without the key."""
+    """Try every operation of openapi.yaml, with every check, also of what is refused without the key."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [

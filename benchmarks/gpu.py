@@ -1,4 +1,4 @@
-"""What a GPU makes of it: towers of large shapes with random weights, on CUDA and TensorRT, in fp32 and fp16.
+"""Measure towers on a GPU, of large shapes with random weights, on CUDA and TensorRT, in fp32 and fp16.
 
 python -m benchmarks.gpu [--rounds 5] [--shapes dinov2_large roberta_large] [--folder build/gpu]      (`make bench-gpu`)
 
@@ -40,7 +40,7 @@ _SECONDS = 1.0
 
 
 def keys() -> list[str]:
-    """Every figure, measured or not."""
+    """Return every figure, measured or not."""
     rates = [f"{shape}.{way}.b{batch}" for shape in SHAPES for way in WAYS for batch in BATCHES]
     providers = [f"{shape}.{way}.provider" for shape in SHAPES for way in WAYS]
     return [*rates, *providers, "gpus", "all_gpus_over_one", "faiss_beside"]

@@ -1,4 +1,4 @@
-"""How does one store grow? The same store at 10,000 vectors, at ten times as many, and so on.
+"""Measure how one store grows: the same store at 10,000 vectors, at ten times as many, and so on.
 
 python -m benchmarks.growth [--to 10000000] [--kind ivf_pq] [--bundle build/starter] [--work DIR]
                             [--queries 500]

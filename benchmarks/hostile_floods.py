@@ -1,4 +1,4 @@
-"""What one client with one read key may send at once, so as to take the service from all others.
+"""Send what one client with one read key may send at once, to take the service from all others.
 
 A server of its own, with keys. While the flood of one key is under way another key asks for little things, one after
 the other: each is to be answered with 200 within the time that any attack has. Every request of the flood is to be

@@ -664,7 +664,7 @@ def sounds() -> Files:
         "mp3 of 1,000 tags": (OK, (b"ID3\x04\0\0\0\0\0\x0a" + bytes(10)) * 1_000 + mp3),
         "mp3 of a tag that inflates": (
             OK,
-            b"ID3\x04\0\0\0\0\x7f\x7f" + b"TXXX\0\0\x7f\x70\0\x08" + _zeros(2**24)[:16_000] + mp3,
+            b"ID3\x04\0\0\0\0\x7f\x7f" + b"COMM\0\0\x7f\x70\0\x08" + _zeros(2**24)[:16_000] + mp3,
         ),
         "mp3 that ends": (OK, mp3[: len(mp3) // 2]),
         "mp3 of one header": (UNSUPPORTED, b"\xff\xfb\x90\x00"),

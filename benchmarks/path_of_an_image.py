@@ -1,4 +1,4 @@
-"""What does one image go through on its way through POST /embed? python -m benchmarks.path_of_an_image [--all]
+"""Follow one image on its way through POST /embed: python -m benchmarks.path_of_an_image [--all]
 
 A server in this process is sent a PNG as JSON, after another one, so that everything is open. A profiler in every
 thread notes the functions of `service/` that are entered from the reading of the body to the answer. The image *goes

@@ -1,4 +1,4 @@
-"""How long and how often the parts of `python -m benchmarks` measure, and where they keep things."""
+"""State how long and how often the parts of `python -m benchmarks` measure, and where they keep things."""
 
 import tempfile
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How well does a linear classifier read ESC-50 off an audio encoder? python -m benchmarks.probe ENCODER --data DATA
+"""Measure a linear classifier of ESC-50 on an audio encoder: python -m benchmarks.probe ENCODER --data DATA
 
 ENCODER is a folder with encoder.onnx and encoder.json, as `python -m training distill` writes them, or a recipe, whose
 audio encoder is read. A logistic regression is fitted on standardised features of folds 1 to 4, with the strength of

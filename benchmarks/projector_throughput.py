@@ -1,4 +1,4 @@
-"""How fast projectors of the paper's size train: `python -m benchmarks.projector_throughput [--device cuda]`.
+"""Measure how fast projectors of the paper's size train: `python -m benchmarks.projector_throughput [--device cuda]`.
 
 The 11.5 M parameters of arXiv 2409.19425 (token projectors, 1024-d features to 1024 dimensions, both sides) on a
 million synthetic pairs: per image a CLS vector and `--tokens` local ones, per text `--tokens` token states. With the

@@ -1,4 +1,4 @@
-"""What schemathesis has to know to send the uploads of jobs: their bodies are bytes, as they are."""
+"""Tell schemathesis how the uploads of jobs are sent: their bodies are bytes, as they are."""
 
 from typing import Any
 

@@ -170,7 +170,7 @@ class Restarted:
 
 
 def stored_items(http: httpx2.Client) -> Iterator[dict[str, Any]]:
-    """Every item of the default collection, page after page."""
+    """Return every item of the default collection, page after page."""
     page: dict[str, Any] = {"next_cursor": ""}
     while (cursor := page["next_cursor"]) is not None:
         asked = {"limit": 1_000} | ({"cursor": cursor} if cursor else {})

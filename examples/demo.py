@@ -1,4 +1,4 @@
-"""What `make demo` runs: serve a bundle, index photographs and sounds, search and label them, over HTTP alone.
+"""Run the demo (`make demo`): serve a bundle, index photographs and sounds, search and label them, over HTTP alone.
 
 python -m examples.demo --bundle build/starter
 """

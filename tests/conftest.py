@@ -95,7 +95,7 @@ def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def patient(settings: Settings) -> Settings:
-    """With a queue that a busy machine does not fill: by the usual 5 seconds two requests at once may get 429."""
+    """The queue is one that a busy machine does not fill: by the usual 5 seconds two requests at once may get 429."""
     return settings if "queue_s" in settings.model_fields_set else settings.model_copy(update={"queue_s": 600.0})
 
 

@@ -1,4 +1,4 @@
-"""What training computes is what the service answers: a bundle is trained, served and compared, item by item."""
+"""The service answers what training computes: a bundle is trained, served and compared, item by item."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What hears: an encoder module per kind of front end, rows of `Sound`s → one vector per row (P, d).
+"""Encoder modules of sounds, one per kind of front end, take rows of `Sound`s → one vector per row (P, d).
 
 Every row's vector is its own, whatever else is in the batch: what pads a row enters no average, no attention and no
 normalisation.

@@ -150,7 +150,7 @@ def read_pairs(recipe: Recipe, name: str) -> dict[Split, Pairs]:
 
 
 def _absent(missing: Sequence[Path], total: int) -> str:
-    """What an error says of media that are not there."""
+    """Say that media are not there."""
     hint = "; folders are separated by /, and not by \\" if "\\" in str(missing[0]) else ""
     others = f", nor are {len(missing) - 1:,} others of {total:,} media" if len(missing) > 1 else ""
     return f"{missing[0]} is named and is not there{others}{hint}"
@@ -301,7 +301,7 @@ def media_name(medium: Medium, folder: Path) -> str:
 
 
 def group_of(pattern: str | None, name: str) -> str | None:
-    """What the pattern's first group finds in a medium's name, or in the name without its folders."""
+    """Return what the pattern's first group finds in a medium's name, or in the name without its folders."""
     match = pattern and (re.search(pattern, name) or re.search(pattern, name.rpartition("/")[2]))
     return match[1] if match else None
 

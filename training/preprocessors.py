@@ -1,4 +1,4 @@
-"""What a transformers folder says of its inputs → the contract's specification of the same preprocessing.
+"""Turn what a transformers folder says of its inputs into the contract's specification of the same.
 
 docs/reference/encoders.md lists what is read here, and how it was checked. What cannot be served as transformers would
 do it is refused, with the model's type and the setting.

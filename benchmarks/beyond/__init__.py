@@ -1,1 +1,1 @@
-"""What only alignment can do: a module for each claim, whose `measure` returns its figures and whether it `holds`."""
+"""A module measures each claim of what only alignment can do: `measure` returns figures, and whether it `holds`."""

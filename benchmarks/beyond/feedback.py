@@ -1,4 +1,4 @@
-"""What 50 thumbs teach: R@1 of the judged concepts on items and wordings nobody judged, and of everything else.
+"""Measure what 50 thumbs teach: R@1 of the judged concepts on items and wordings nobody judged, and of everything else.
 
 One collection of a real server holds photographs of Caltech101, sounds of ESC-50 and photographs of Flickr8k. Concepts
 are the classes of the first two, ten at a time. Somebody asks for each by its name among the items that may be

@@ -1,4 +1,4 @@
-"""Whether `"include": ["why"]` points at what was planted: an object in a mosaic, a clip among others, a word.
+"""Measure whether `"include": ["why"]` points at what was planted: an object in a mosaic, a clip among others, a word.
 
 Mosaics of 2 × 2 and 3 × 3 Caltech101 test photographs and rows of ESC-50 clips of fold 5 go through a real server that
 keeps previews. The query names the class of one part, and the peak is to lie in that part. `told_apart` is how often

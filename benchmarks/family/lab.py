@@ -1,4 +1,4 @@
-"""What rows measure on: cached frozen features of a small recipe, vectors of the starter, heads trained in seconds."""
+"""Give rows what they measure on: cached features of a small recipe, the starter's vectors, heads trained in a moment."""
 
 import os
 import subprocess

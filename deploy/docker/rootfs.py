@@ -1,4 +1,4 @@
-"""What a server needs of a system, and nothing else: no shell, no package manager, no tool.
+"""Make a root folder of what a server needs of a system, and nothing else: no shell, no package manager, no tool.
 
 python3 rootfs.py TARGET VENV
 

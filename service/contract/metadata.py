@@ -1,4 +1,4 @@
-"""What an image file says beside its pixels is taken out before a decoder reads the file.
+"""Metadata of an image file is taken out before a decoder reads the file.
 
 A decoder that meets damaged, huge or hostile metadata refuses the picture, or takes seconds and gigabytes over it; the
 pixels do not need it. Three things are kept, each read here within bounds: how the picture lies, its colour profile,

@@ -1,4 +1,4 @@
-"""How likely a match is mere chance: told from what the queries of a bank find in the same collection.
+"""The probability that a match is mere chance is told from what the queries of a bank find in the same collection.
 
 A query fits an item by its similarity less that of the queries of the bank that suit the item best: an item that is
 like everything fits nothing. The best fits that the bank's queries reach in a collection are what a query would reach

@@ -1,4 +1,4 @@
-"""What the client asks is what openapi.yaml allows, and it asks every operation but those for others."""
+"""The client asks what openapi.yaml allows, and it asks every operation but those for others."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""When the client asks again, and how long it waits; the waiting itself is recorded, not done."""
+"""The client asks again where that helps; its waiting is recorded, not done."""
 
 import asyncio
 import email.utils

@@ -252,7 +252,7 @@ def bmp(pixels: np.ndarray, header_bytes: int, masks: tuple[int, int, int, int])
 
 @pytest.mark.parametrize("header_bytes", [56, 108, 124])
 def test_a_bmp_whose_fourth_byte_is_empty_shows_its_colours(header_bytes: int) -> None:
-    """As screen shots and the clipboard of Windows have it."""
+    """Screen shots and the clipboard of Windows have it so."""
     colours = np.random.default_rng(0).integers(0, 2**24, (9, 13), dtype=np.uint32)
     masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     expected = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1)
@@ -439,7 +439,7 @@ def test_a_spec_is_checked() -> None:
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """With shapes, edges and grain at every scale."""
+    """It has shapes, edges and grain at every scale."""
     rng = np.random.default_rng(width * height)
     layers = [
         Image.fromarray(rng.integers(0, 256, (max(1, height // step), max(1, width // step), 3), dtype=np.uint8))

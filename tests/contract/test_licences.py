@@ -1,4 +1,4 @@
-"""What licences of parts say of a whole: what is not known counts as not allowed, and plain words are not known."""
+"""Licences of parts say what a whole may be used for: an unknown one allows nothing, and plain words are unknown."""
 
 from typing import Any
 

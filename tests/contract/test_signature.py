@@ -1,4 +1,4 @@
-"""Who made a bundle: signed by `python -m training sign`, and demanded by ISTHMUS_BUNDLE_SIGNERS."""
+"""A signature says who made a bundle: `python -m training sign` makes it, and ISTHMUS_BUNDLE_SIGNERS demands it."""
 
 import base64
 import json

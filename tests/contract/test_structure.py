@@ -1,4 +1,4 @@
-"""What is refused before Pillow opens it. The files are those of `make hostile`, which sends them all."""
+"""Some files are refused before Pillow opens them. The files are those of `make hostile`, which sends them all."""
 
 import io
 from collections.abc import Callable

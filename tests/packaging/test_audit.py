@@ -1,4 +1,4 @@
-"""What `make audit` says of pip-audit's answers, and what `make sbom` keeps of an environment."""
+"""`make audit` reads pip-audit's answers, and `make sbom` lists an environment."""
 
 import json
 from typing import Any

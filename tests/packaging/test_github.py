@@ -1,4 +1,4 @@
-"""What GitHub reads: workflows, templates, the citation."""
+"""GitHub can read the workflows, the templates and the citation."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""Every view in light and dark, on a desk and in a hand: axe-core has nothing against it, and it fits."""
+"""axe-core has nothing against any view, in light and dark, on a desk and in a hand, and each fits."""
 
 from collections.abc import Callable
 from pathlib import Path

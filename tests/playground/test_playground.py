@@ -1,4 +1,4 @@
-"""Each flow of the playground, as a person goes through it."""
+"""A person goes through each flow of the playground."""
 
 import json
 import re

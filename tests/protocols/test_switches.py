@@ -1,5 +1,5 @@
-"""What holds for every protocol: it is off until it is named, it has its own error for what no route answers, and the
-key that its clients cannot send is checked at the start."""
+"""Some things hold for every protocol: it is off until it is named, it has its own error for what no route answers,
+and the key that its clients cannot send is checked at the start."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who may do what: every route of the app, over a socket, with keys and without."""
+"""Keys say who may do what: every route of the app is asked over a socket, with keys and without."""
 
 import json
 import re
@@ -41,7 +41,7 @@ READING_POSTS = {
 
 
 def routes() -> list[tuple[str, str]]:
-    """Every (method, path) that the app answers, from its own table of routes."""
+    """Return every (method, path) that the app answers, from its own table of routes."""
     found = []
     waiting = list(create_app(Settings()).routes)
     while waiting:

@@ -465,7 +465,7 @@ def in_background(batcher: Batcher, item: float, size: int = 1) -> "asyncio.Task
 
 
 async def settled() -> None:
-    """Until every task has gone as far as it can without a thread's help."""
+    """Wait until every task has gone as far as it can without a thread's help."""
     for _ in range(20):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""What chance gives: confidences, "probably nothing here", and the order of several kinds."""
+"""Chance gives confidences, "probably nothing here", and the order of several kinds."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a channel admits, refuses and says of its tower."""
+"""A channel admits or refuses inputs, and says how its tower is."""
 
 import asyncio
 from collections.abc import AsyncIterator

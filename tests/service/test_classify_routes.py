@@ -69,7 +69,7 @@ def test_label_sets(client):
     [({"labels": ["a"], "inputs": [""]}, "inputs[0]"), ({}, "exactly one of: labels, label_set")],
 )
 def test_a_request_that_is_refused(client, body, message):
-    """What a schema refuses is in tests/service/test_classify.py."""
+    """Requests that a schema refuses are in tests/service/test_classify.py."""
     response = client.post("/classify", json={"inputs": ["x"]} | body)
     problem(response, 422)
     assert message in said(response)

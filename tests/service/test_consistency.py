@@ -1,4 +1,4 @@
-"""What a search sees while something is written: nothing goes missing, and nothing comes back."""
+"""A search sees a whole state while something is written: nothing goes missing, and nothing comes back."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What `isthmus doctor` finds: a machine that can serve, and each thing that may be lacking."""
+"""`isthmus doctor` finds a machine that can serve, and each thing that may be lacking."""
 
 import json
 import os

@@ -53,7 +53,7 @@ def test_no_judge_moves_what_is_guarded(seed, count, close):
 
 
 def test_a_guard_whose_queries_are_all_alike_holds_too():
-    """In the spaces of some models two queries have a cosine similarity of 0.8, whatever they say."""
+    """Some models have spaces in which two queries have a cosine similarity of 0.8, whatever they say."""
     rng = np.random.default_rng(0)
     narrow = l2_normalise(np.concatenate([drawn(rng, 100), drawn(rng, 5)]) + 2 * drawn(rng, 1))
     guard, queries = narrow[:100], narrow[100:]

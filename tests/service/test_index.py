@@ -258,7 +258,7 @@ def test_columns_keep_what_is_kept():
 
 
 def test_rare_keys_take_little_memory_and_are_found():
-    """Whether they stay rare or become frequent, and after rows of theirs were left behind."""
+    """They may stay rare or become frequent, and rows of theirs may have been left behind."""
     columns, rows, of_each = Columns(), 300, 100
     metadata = [
         {f"{row} {n}": n for n in range(of_each)} | {"n": row} | ({"late": row} if row >= 150 else {})

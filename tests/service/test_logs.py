@@ -1,4 +1,4 @@
-"""What is logged: enough to find a request again, and nothing that a client sent."""
+"""The log holds enough to find a request again, and nothing that a client sent."""
 
 import json
 import logging

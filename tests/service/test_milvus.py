@@ -1,4 +1,4 @@
-"""What is Milvus's own: filters as expressions, what is refused, a Milvus that is down, and replicas that share one.
+"""Milvus has its own: filters as expressions, refusals, times when it is down, and replicas that share one.
 
 Milvus here is Milvus Lite, in this process or behind a port of its own. It runs the same client code as a cluster.
 """
@@ -264,7 +264,7 @@ class TestDown:
     @pytest.mark.full
     @on_a_loop
     async def test_a_milvus_that_stops_and_comes_back(self, tmp_path: Path, free_port: int) -> None:
-        """Every waiter is answered while it is silent or gone, and nothing need be restarted when it is back."""
+        """All waiters are answered while it is silent or gone, and nothing need be restarted when it is back."""
         with ExitStack() as stack:
             server = stack.enter_context(milvus_server(tmp_path, free_port))
             store = await asyncio.to_thread(
@@ -295,7 +295,7 @@ class TestDown:
 def test_two_replicas_share_a_store_and_a_redis(
     bundle_dir: Path, tmp_path: Path, free_port: int, redis_url: str, png: Any
 ) -> None:
-    """What one has answered for, the very next request to the other finds; no second need pass."""
+    """The very next request to one finds what the other has answered for; no second need pass."""
     with ExitStack() as stack:
         stack.enter_context(milvus_server(tmp_path, free_port))
         uri = f"http://127.0.0.1:{free_port}"

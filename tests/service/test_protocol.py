@@ -1,4 +1,4 @@
-"""What is refused before it is a request: heads that are too large, too slow, or no HTTP."""
+"""Some bytes are refused before they are a request: heads that are too large, too slow, or no HTTP."""
 
 import asyncio
 import itertools
@@ -486,7 +486,7 @@ def test_the_address_with_most_connections_loses_one_that_waits() -> None:
 
 
 def test_large_bodies_leave_room_for_small_ones(settings: Settings) -> None:
-    """Without keys one client's bodies, however slowly they come, would have all others refused."""
+    """One client's bodies, however slowly they come, do not have all others refused where there are no keys."""
     with serving(settings.model_copy(update={"max_bodies_bytes": 100_000})) as client, connected(client) as first:
         head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\n{JSON}"
         first.sendall(f"{head}Expect: 100-continue\r\nContent-Length: 100000\r\n\r\n".encode())

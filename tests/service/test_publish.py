@@ -1,4 +1,4 @@
-"""What `publish` writes, what it leaves out, and what it refuses. tests/playground/test_publish.py opens it."""
+"""`publish` writes some things, leaves others out, and refuses the rest. tests/playground/test_publish.py opens it."""
 
 import asyncio
 import gzip

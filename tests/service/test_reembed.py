@@ -48,7 +48,7 @@ def write(path, bundle, *entries):
 
 
 def held(path, bundle):
-    """Every item by its id."""
+    """Return every item by its id."""
 
     async def read(store):
         items, _ = await store.page(None, None, None, 1_000)

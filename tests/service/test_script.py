@@ -42,7 +42,7 @@ def test_the_alignment_is_the_best_of_all(count, width, seed):
 
 
 def test_pictures_and_sounds_are_judged_on_scales_of_their_own():
-    """Every sound here is nearer to every step than any picture: the step's own picture is taken all the same."""
+    """All sounds here are nearer to every step than any picture: the step's own picture is taken all the same."""
     axes = np.eye(8, dtype=np.float32)
     steps = axes[:2]
 

@@ -40,7 +40,7 @@ def ids(results):
 
 
 def ranked(query, strength=0.0, entries=ENTRIES):
-    """Every item with its corrected similarity, best first."""
+    """Return every item with its corrected similarity, best first."""
     vector = vector_of(query).astype(np.float64)
     scores = {}
     for entry in entries:

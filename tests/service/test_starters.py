@@ -1,4 +1,4 @@
-"""Which bundle is served where none is named: a checkout's, or that of an installed package."""
+"""A bundle is served also where none is named: a checkout's, or that of an installed package."""
 
 from pathlib import Path
 

@@ -152,7 +152,7 @@ def test_a_write_waits_while_too_many_vectors_wait_for_an_index(tmp_path, monkey
 
 
 def test_what_a_search_says_of_an_item_is_what_is_stored(tmp_path):
-    """Whether it is short enough to be held in memory or not, however often it and the index around it changed."""
+    """A list may be short enough to be held in memory or not, and it and the index around it may have changed."""
 
     def long_and_short(count, of):
         return [entry(f"{n}é", {"of": of, "text": "long\n" * (300 * (n % 2))}) for n in range(count)]

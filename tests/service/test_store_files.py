@@ -159,7 +159,7 @@ async def test_writes_wait_for_a_backup_once_and_not_each(tmp_path, monkeypatch)
 
 @on_a_loop
 async def test_a_commit_copies_nothing_into_the_database(tmp_path, monkeypatch):
-    """What a write waits for is the end of the log, however many pages the log has by then."""
+    """A write waits for the end of the log, however many pages the log has by then."""
     monkeypatch.setattr(log_copier, "_PAUSE_S", 3_600)
     store = SqliteStore.open(tmp_path, fake_manifest())
     await store.upsert([entry("first")])

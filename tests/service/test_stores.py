@@ -1,4 +1,4 @@
-"""What holds of either store: SQLite, and Milvus (through Milvus Lite)."""
+"""These hold of either store: SQLite, and Milvus (through Milvus Lite)."""
 
 import asyncio
 import re

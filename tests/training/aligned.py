@@ -125,7 +125,7 @@ def siglip(folder: Path, **settings: Any) -> None:
 
 
 def siglip_masked(folder: Path) -> None:
-    """With what hf.Siglip2Tokenizer does by itself: padding on the left, and a mask."""
+    """It does what hf.Siglip2Tokenizer does by itself: padding on the left, and a mask."""
     siglip(folder, padding_side="left", model_input_names=["input_ids", "attention_mask"])
 
 
@@ -237,7 +237,7 @@ def align(folder: Path) -> None:
 
 
 def chinese_clip(folder: Path) -> None:
-    """With vocab.txt alone, as its authors' folders are, and no tokenizer.json."""
+    """It has vocab.txt alone, as its authors' folders do, and no tokenizer.json."""
     tokenizer = bert_tokenizer()
     text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 64}
     config = hf.ChineseCLIPConfig(text_config=text, vision_config=VIT, projection_dim=WIDTH, logit_scale_init_value=2.9)

@@ -1,4 +1,4 @@
-"""What training/recipes/coco-clotho.yaml needs, made here: the publishers' files, and a cache of the hub.
+"""Make what training/recipes/coco-clotho.yaml needs: the publishers' files, and a cache of the hub.
 
 Files and folders are named and laid out as COCO and Clotho are; how many and how large they are is the caller's. The
 encoders are random, of the classes and with the files that the hub has under their ids.

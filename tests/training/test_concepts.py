@@ -1,4 +1,4 @@
-"""What an encoder's own classifier names: read beside its features, as a branch of the head, and as soft captions."""
+"""Scores of an encoder's own classifier stand beside its features, are a branch of its head, and soft captions."""
 
 from pathlib import Path
 from typing import Any

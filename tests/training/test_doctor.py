@@ -51,7 +51,7 @@ def test_a_recipe_that_has_all_it_needs(root: Path, capsys: pytest.CaptureFixtur
 
 
 def test_tokens_take_their_room(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What doctor says is, to a factor of two, what the store then takes; merged tokens take less."""
+    """The store takes, to a factor of two, what doctor says; merged tokens take less."""
     dino = ["encoders.image={folder: dinov2}", "projector.kind=token", "pairs.tones=null", "encoders.audio=null"]
     said = []
     for tokens in ("null", "8"):

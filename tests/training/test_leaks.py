@@ -1,4 +1,4 @@
-"""What a test split holds leaves training; rows are kept by their columns; captions alone order the texts."""
+"""Training leaves out what a test split holds; rows are kept by their columns; captions alone order the texts."""
 
 import gzip
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every bundle is written by, whatever made its towers: hashes, today's date, a manifest, the files."""
+"""Write a bundle, whatever made its towers: hashes, today's date, a manifest, the files."""
 
 import datetime
 from collections.abc import Mapping

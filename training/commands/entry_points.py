@@ -1,4 +1,4 @@
-"""What the trainer adds to the command `isthmus`: entry points of `isthmus.commands`.
+"""The trainer adds these commands to `isthmus`, by entry points of `isthmus.commands`.
 
 The flags are named here too, for the completion of shells, which cannot wait for torch; a test compares them.
 """

@@ -1,4 +1,4 @@
-"""Who gets which row: the rarest concept chooses first, each its best rows that no other has taken."""
+"""Share rows out among concepts: the rarest concept chooses first, each its best rows that no other has taken."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ from training.pairs import SUFFIXES, read_pairs, readable
 
 
 def concept_names(curation: Curation) -> list[str]:
-    """Every concept once, in the order of the file. Raises CurateError or PairError."""
+    """Return every concept once, in the order of the file. Raises CurateError or PairError."""
     spec = curation.spec.concepts
     if spec is None:
         return []

@@ -1,4 +1,4 @@
-"""What the evaluation sets hold, so that nothing of it gets into the output.
+"""Read what the evaluation sets hold, so that nothing of it gets into the output.
 
 A pool's row is a leak where its text or its medium is an evaluated one, exactly or nearly; either is enough.
 """

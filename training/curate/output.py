@@ -1,4 +1,4 @@
-"""What `curate` leaves: a table per source, the media that came in shards, a recipe's stanza, and a report."""
+"""Write what `curate` chose: a table per source, the media that came in shards, a recipe's stanza, and a report."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""What `curate` chooses from, by which concepts, and what its output must not share with an evaluation set.
+"""State what `curate` chooses from, by which concepts, and what its output must not share with a test set.
 
 recipe: flickr8k-mobilenet-yamnet.yaml    # data root, text encoder, templates, evaluation sets
 concepts: {classes_of: [caltech101], least: 0.5, each: 200}

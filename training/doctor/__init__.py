@@ -1,4 +1,4 @@
-"""What a recipe needs and lacks, before it starts: data, encoders, room, packages, and how long it will take.
+"""Say what a recipe needs and lacks, before it starts: data, encoders, room, packages, and how long it will take.
 
 Every check looks, and none stops the others: what is missing is counted, not met one by one. Encoders are really loaded
 and fed a few of the recipe's own items, so that widths and speeds are measured. Ends with 1 where something is lacking.
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def examine(recipe: Recipe, cache: Path, figures: dict[str, Any]) -> Iterator[Check]:
-    """Every check in turn; what is counted and estimated goes into `figures`."""
+    """Run every check in turn; what is counted and estimated goes into `figures`."""
     pairs: dict[str, Mapping[Split, Pairs]] = {}
     loaded: dict[Modality, FrozenEncoder] = {}
     root = recipe.data.root

@@ -1,4 +1,4 @@
-"""Whether a recipe's pairs can be read: paths, columns, media files, and a sample of what is in them."""
+"""Check that a recipe's pairs can be read: paths, columns, media files, and a sample of what is in them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether a machine has what a recipe asks for: encoders, room, memory, packages; and how long it will take here."""
+"""Check that a machine has what a recipe asks for: encoders, room, memory, packages; and how long it will take here."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What is to be embedded, read once and cut into shards: files of rows that any worker can do, one after the other."""
+"""Read what is to be embedded once, and cut it into shards: files of rows, each of which any worker can do."""
 
 import json
 from collections.abc import Iterator, Sequence

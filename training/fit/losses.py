@@ -1,4 +1,4 @@
-"""What projectors are trained on: contrasts of unit vectors of pairs, and regularisers of a batch; pure functions."""
+"""Losses of projectors are pure functions: contrasts of unit vectors of pairs, and regularisers of a batch."""
 
 from functools import partial
 from typing import Literal

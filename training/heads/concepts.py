@@ -1,4 +1,4 @@
-"""What an encoder that was trained with labels can name: its own classifier's scores, and pairs made of them.
+"""Read what an encoder that was trained with labels can name: its own classifier's scores, and pairs made of them.
 
 A classifier's scores, carried into the text space by the vectors of its class names, describe media that no caption
 describes (ConSE, arXiv 1312.5650). Here they are both a branch of the head, so that classes of which training has no

@@ -1,4 +1,4 @@
-"""What training is judged by: heads on the validation splits, and what is read off them once they are chosen."""
+"""Judge heads while they are trained, on the validation splits, and read off them what is learned at the end."""
 
 from collections.abc import Mapping, Sequence
 
@@ -171,7 +171,7 @@ def sampled(head: Head, parts: Sequence[Features], count: int, rng: np.random.Ge
 
 
 def label_prompts(recipe: Recipe, pairs: Pairs) -> list[str]:
-    """Every class of a labelled source in every template of its modality, class by class."""
+    """Return every class of a labelled source in every template of its modality, class by class."""
     return [template.format(name) for name in pairs.classes for template in recipe.templates[pairs.modality]]
 
 

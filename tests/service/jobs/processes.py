@@ -77,7 +77,7 @@ def begun(client: httpx.Client, id: str, done: int = 1) -> dict[str, Any]:
 
 
 def stored(client: httpx.Client, **params: Any) -> dict[str, dict[str, Any]]:
-    """Every item by its id; none is there twice."""
+    """Return every item by its id; none is there twice."""
     found: dict[str, dict[str, Any]] = {}
     cursor = None
     while True:

@@ -1,4 +1,4 @@
-"""What the items of a job cost the key that sent it."""
+"""The items of a job cost the key that sent it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every kind of input → numbered items; hostile archives; JSONL and tars of anything (property tests)."""
+"""Inputs of every kind become numbered items; hostile archives; JSONL and tars of anything (property tests)."""
 
 import contextlib
 import os
@@ -51,7 +51,7 @@ def of(form: Any, data: bytes, folder: Path, bounds: Bounds = BOUNDS) -> list[Pi
 @example(lines=[b"\xef\xbb\xbf{}", b"", b" \t\r", b"x"], ended=False)
 @example(lines=[b"\xef\xbb\xbf"], ended=True)
 def test_any_bytes_are_lines(lines: list[bytes], ended: bool, tmp_path: Path) -> None:
-    """What a reader in two lines of Python finds, whatever the bytes are."""
+    """Return what a reader in two lines of Python finds, whatever the bytes are."""
     data = b"\n".join(lines) + b"\n" * ended
     first = data.removeprefix(b"\xef\xbb\xbf")
     expected = [(n, line) for n, line in enumerate(first.split(b"\n"), 1) if line.strip()]

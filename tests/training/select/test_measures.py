@@ -21,7 +21,7 @@ def drawn(seed: int, rows: int, *widths: int) -> list[Floats]:
 
 
 def linear_cka(x: Floats, y: Floats, block: int | None = None) -> float:
-    """From moments, as streaming does."""
+    """It is computed from moments, as streaming does."""
 
     def hsic(a: Floats, b: Floats) -> float:
         moments = Moments((a[0].astype(float), b[0].astype(float)))

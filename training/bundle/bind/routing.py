@@ -1,4 +1,4 @@
-"""How much each space's text tower has to say in the joint one: weights by validation (after OmniBind's routers).
+"""Choose how much each space's text tower says in the joint one: weights by validation (after OmniBind's routers).
 
 OmniBind (arXiv 2407.11895) learns routers that weigh the spaces for each input; here one weight holds for every text,
 so that the tower stays one small graph, and is the best of a grid on the recipe's validation splits.

@@ -1,4 +1,4 @@
-"""What `select` compares: a YAML file that names a recipe, for its data, pairs and templates, and further encoders.
+"""Read what `select` compares: a YAML file names a recipe, for its data, pairs and templates, and further encoders.
 
 recipe: flickr8k-mobilenet-yamnet.yaml    # its own encoders compete too, each under the name `recipe`
 candidates:

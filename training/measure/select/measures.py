@@ -1,4 +1,4 @@
-"""How alike two representations of the same things are. Pure functions; training.measure.select.streaming feeds them.
+"""Measure how alike two representations of the same things are, by pure functions that `select.streaming` feeds.
 
 - Linear and RBF centred kernel alignment (Kornblith et al., arXiv 1905.00414) with the unbiased HSIC of Song et al.
   (JMLR 13, 2012), which Murphy et al. (arXiv 2405.01012) call debiased CKA: the plain estimator is high for

@@ -1,4 +1,4 @@
-"""What `select` shows: a ranked table, a JSON file, and a heat map with one panel per measure."""
+"""Show what `select` found: a ranked table, a JSON file, and a heat map with one panel per measure."""
 
 import json
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def print_table(name: str, table: Table, by: str, stream: IO[str]) -> None:
 
 
 def write_json(path: Path, tables: Mapping[str, Table], by: str, sizes: Sizes) -> None:
-    """Every figure at full precision, and the sizes that they were taken with."""
+    """Return every figure at full precision, and the sizes that they were taken with."""
     content = {
         "by": by,
         "sizes": asdict(sizes),

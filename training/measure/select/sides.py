@@ -62,7 +62,7 @@ def blocks(rows: int, size: int) -> Iterator[Rows]:
 
 
 def each(count: int) -> Groups:
-    """Every item a row of its own."""
+    """Make every item a row of its own."""
     return Groups(np.arange(count), np.arange(count + 1))
 
 
