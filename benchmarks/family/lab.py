@@ -1,4 +1,4 @@
-"""Give rows what they measure on: cached features of a small recipe, the starter's vectors, heads trained in a moment."""
+"""Give rows what they measure on: features of a small recipe, the starter's vectors, heads trained in a moment."""
 
 import os
 import subprocess

@@ -308,11 +308,21 @@ class _Picture:
         if self.image.mode not in ("I", "F", "L"):
             return 0.0, 255.0
         if self.samples is not None and self.samples.missing is not None:
-            pixels = np.asarray(self.image)
-            known = pixels[~self.samples.absent(pixels)]
-            return (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+            return self._known_extremes(self.samples)
         smallest, largest = self.image.getextrema()
         return float(smallest), float(largest)  # type: ignore[arg-type]
+
+    def _known_extremes(self, samples: Samples) -> tuple[float, float]:
+        """Return the extremes of the samples that stand for something, a band at a time; 0 and 1 where none does."""
+        (width, height), lows, highs = self.image.size, list[float](), list[float]()
+        rows = max(1, _BAND // width)
+        for top in range(0, height, rows):
+            pixels = np.asarray(self.image.crop((0, top, width, min(height, top + rows))))
+            known = pixels[~samples.absent(pixels)]
+            if known.size:
+                lows.append(float(known.min()))
+                highs.append(float(known.max()))
+        return (min(lows), max(highs)) if lows else (0.0, 1.0)
 
     @functools.cached_property
     def _transform(self) -> ImageCms.ImageCmsTransform | None:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from service.contract.images import (
     preprocess_image,
     read_image,
 )
+from service.contract.tiffs import FLOAT, Samples
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -599,6 +601,21 @@ def test_rows_that_a_decoder_has_not_are_counted_from_the_end(
     monkeypatch.setattr(images, "_BAND", band)
     assert images._grey_rows(Image.fromarray(rows)) == missing
     assert images._grey_rows(Image.fromarray(rows[..., 0])) == missing
+
+
+def test_the_extremes_of_heights_are_read_in_bands() -> None:
+    """Heights of 6 megapixels, some of which stand for nothing: a band takes less than the picture."""
+    rows = np.random.default_rng(0).uniform(100, 900, (2_000, 3_000)).astype(np.float32)
+    rows[:700] = -9_999
+    picture = _Picture(Image.fromarray(rows), samples=Samples(bits=32, kind=FLOAT, missing=-9_999))
+    tracemalloc.start()
+    try:
+        extremes = picture._extremes
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert extremes == (float(rows[700:].min()), float(rows[700:].max()))
+    assert peak < rows.nbytes / 2
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "AVIF"])
